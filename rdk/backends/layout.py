@@ -1,0 +1,63 @@
+"""Memory layout of maps: channels_last inside rdk, the caller's own outside; used by functional, ops, recompute and backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def empty_maps(count: int, like: Tensor) -> Tensor:
+    """An uninitialised (count, *like.shape) tensor whose maps are channels_last (plain rows for a 2-d state)."""
+    if like.dim() == 2:
+        return like.new_empty((count, *like.shape))
+    n, c, h, w = like.shape
+    return like.new_empty((count, n, h, w, c)).permute(0, 1, 4, 2, 3)
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """`maps`, (N, C, H, W), (K, N, C, H, W) or (M, F), with channels innermost; a copy only where they are not."""
+    if maps.dim() == 4:
+        return maps.contiguous(memory_format=torch.channels_last)
+    if maps.dim() == 5:
+        return maps.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    return maps.contiguous()
+
+
+def is_channels_last(state: Tensor) -> bool:
+    """Whether the caller's state has channels innermost; a layout that is both counts as contiguous."""
+    return state.dim() == 4 and not state.is_contiguous() and state.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense(state: Tensor) -> Tensor:
+    """`state` in one of the two layouts: its own where it has one of them, else contiguous."""
+    return state if is_channels_last(state) else state.contiguous()
+
+
+def outside_strides(shape: Sequence[int], like: Tensor) -> tuple[int, ...]:
+    """Strides of a dense tensor of `shape` (a state or a stack of states) in the layout that the state `like` has."""
+    innermost_first = list(range(len(shape) - 1, -1, -1))
+    if is_channels_last(like):
+        channel = len(shape) - 3
+        innermost_first.remove(channel)
+        innermost_first.insert(0, channel)
+    strides = [0] * len(shape)
+    step = 1
+    for dimension in innermost_first:
+        strides[dimension] = step
+        step = step * max(shape[dimension], 1)
+    return tuple(strides)
+
+
+def empty_outside(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of `shape` in the layout that the state `like` has."""
+    return like.new_empty_strided(tuple(shape), outside_strides(shape, like))
+
+
+def outside(maps: Tensor, like: Tensor) -> Tensor:
+    """`maps` in the layout that the state `like` has; a copy only where that differs."""
+    result = channels_last(maps) if is_channels_last(like) else maps.contiguous()
+    expected = outside_strides(maps.shape, like)
+    # a dimension of size 1 may carry any stride: state the expected one, so that fakes and results agree
+    return result if result.stride() == expected else result.as_strided(maps.shape, expected)

@@ -1,0 +1,136 @@
+"""Checks of the arguments of a recurrent call, each with a sentence that names the value received; called by functional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rdk.functional import Stage
+
+CHECKPOINT_WORDS = ("auto", "none", "sqrt")
+
+
+def iterations_and_start(iterations: Any, start: Any, owner: str) -> None:
+    """Raises TypeError for what is no integer and ValueError for a negative one."""
+    for name, value in (("iterations", iterations), ("start", start)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"{owner}: {name} must be an integer, got {value!r} of type {type(value).__name__}.")
+        if value < 0:
+            raise ValueError(f"{owner}: {name} must not be negative, got {value}.")
+
+
+def positive(value: Any, name: str, owner: str) -> None:
+    """Raises TypeError for what is no integer and ValueError for one below 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r} of type {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{owner}: {name} must be at least 1, got {value}.")
+
+
+def state(x: Any, weight: Tensor, owner: str) -> None:
+    """Raises TypeError for what is no floating-point tensor, ValueError for a shape that the weight does not fit."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: the input must be a torch.Tensor, got {type(x).__name__}.")
+    features = weight.shape[-1] if weight.dim() == 2 else weight.shape[1]
+    if weight.dim() == 4 and x.dim() != 4:
+        raise ValueError(
+            f"{owner}: the input must be 4-d, (N, C, H, W), got shape {tuple(x.shape)}. A single image needs x[None]."
+        )
+    if weight.dim() == 2 and x.dim() == 0:
+        raise ValueError(f"{owner}: the input must have at least one dimension, (*, F), got a scalar.")
+    got = x.shape[1] if weight.dim() == 4 else x.shape[-1]
+    if got != features:
+        noun = "channels" if weight.dim() == 4 else "features"
+        raise ValueError(f"{owner}: the input has {got} {noun}, the layer was built for {features}.")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{owner}: the input must have a floating-point dtype, got {x.dtype}. Convert it with x.float().")
+
+
+def same_device_and_dtype(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
+    """Raises ValueError for a tensor on another device than the input, TypeError for one of another dtype."""
+    for name, tensor in others:
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{owner}: the input is on {x.device}, {name} on {tensor.device}. Move one of them with .to(device)."
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(
+                f"{owner}: the input has dtype {x.dtype}, {name} has {tensor.dtype}. "
+                f"Convert one of them, or run under torch.autocast."
+            )
+
+
+def inject(value: Any, x: Tensor, owner: str) -> None:
+    """Raises TypeError for what is no tensor and ValueError for a shape that is not the input's."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{owner}: inject must be a torch.Tensor, got {type(value).__name__}.")
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{owner}: inject must have the input's shape {tuple(x.shape)}, got {tuple(value.shape)}."
+        )
+
+
+def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
+    """The kind and amount of a checkpoint setting, as the planner takes them: ("none" | "sqrt" | "states" | "budget", amount).
+
+    Raises TypeError for a value of the wrong type, ValueError for an unknown word, a negative number, or both settings at once.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, torch.SymInt)):
+        raise TypeError(f"{owner}: checkpoint must be one of {CHECKPOINT_WORDS} or an integer, got {value!r}.")
+    if isinstance(value, str) and value not in CHECKPOINT_WORDS:
+        raise ValueError(f"{owner}: checkpoint must be one of {CHECKPOINT_WORDS} or an integer, got {value!r}.")
+    if not isinstance(value, str) and value < 0:
+        raise ValueError(f"{owner}: checkpoint must not be negative, got {value}.")
+    if memory_budget is not None:
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, torch.SymInt)):
+            raise TypeError(f"{owner}: memory_budget must be a number of bytes (an integer), got {memory_budget!r}.")
+        if memory_budget < 0:
+            raise ValueError(f"{owner}: memory_budget must not be negative, got {memory_budget}.")
+        if value != "auto":
+            raise ValueError(f"{owner}: give checkpoint={value!r} or memory_budget={memory_budget}, not both.")
+        return "budget", memory_budget
+    if isinstance(value, str):
+        return ("none" if value == "auto" else value), 0
+    return "states", value
+
+
+def owned(stage: Stage, number: int, start: int, iterations: int, owner: str) -> None:
+    """Raises ValueError where a run of iterations needs more weights or norms than a stage owns."""
+    for what, values in (("untied weights", stage.weight), ("untied biases", stage.bias), ("norms", stage.norm)):
+        if values is None or isinstance(values, Tensor):
+            continue
+        if start + iterations > len(values):
+            run = f"iterations={iterations}" + (f" from start={start}" if start else "")
+            raise ValueError(
+                f"{owner}: {run} needs {start + iterations} {what}, but stage {number} owns {len(values)}, one per "
+                f"iteration. Ask for at most {max(len(values) - start, 0)} iterations here, or build it with more."
+            )
+
+
+def stages(values: Sequence[Stage], owner: str) -> None:
+    """Raises ValueError where stages do not fit together."""
+    if not values:
+        raise ValueError(f"{owner}: stages is empty; give at least one rdk.functional.Stage.")
+    first = values[0].first_weight()
+    for number, stage in enumerate(values):
+        weight = stage.first_weight()
+        if weight.dim() not in (2, 4) or weight.dim() != first.dim():
+            raise ValueError(
+                f"{owner}: the weights must all be (C, C, 3, 3) or all (F, F); stage {number} has shape {tuple(weight.shape)}."
+            )
+        expected = (first.shape[0], first.shape[0], *((3, 3) if first.dim() == 4 else ()))
+        if tuple(weight.shape) != expected:
+            raise ValueError(
+                f"{owner}: a stage keeps the shape of its input, so its weight must be {expected}; "
+                f"stage {number} has shape {tuple(weight.shape)}."
+            )
+        if isinstance(stage.dilation, bool) or not isinstance(stage.dilation, int) or stage.dilation < 1:
+            raise ValueError(f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}.")
+        if stage.skip is not None and not 0 <= stage.skip <= number:
+            raise ValueError(
+                f"{owner}: skip names the stage whose input is added, 0 to {number} in stage {number}, got {stage.skip}."
+            )

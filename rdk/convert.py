@@ -1,0 +1,297 @@
+"""From plain PyTorch modules to recurrent ones and back; called by users (rdk.from_module, rdk.to_modules)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rdk.modules import Recurrent, RecurrentConv, RecurrentLinear, RecurrentResidual, StageParameters
+
+
+class _Layer(NamedTuple):
+    """One stage found in a plain module, with the name under which its product was found."""
+
+    name: str
+    product: nn.Conv2d | nn.Linear
+    norm: nn.Module | None
+    relu: bool
+    skip: int | None
+
+
+def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None = None, **settings: Any) -> Recurrent:
+    """The recurrent module that repeats `block`.
+
+    Args:
+        block: nn.Sequential(Conv2d, [BatchNorm2d], ReLU), a BasicBlock (two convolutions, norms or none, an identity
+            shortcut), an nn.Sequential of BasicBlocks, or nn.Sequential(Linear, [BatchNorm1d], ReLU). A list of n such
+            blocks gives the untied twin.
+        iterations: how often the block is applied; for a list its length, and may be left out.
+        settings: checkpoint, memory_budget and backend, as for the modules.
+
+    Returns:
+        RecurrentConv, RecurrentResidual or RecurrentLinear. Weights and biases are the block's own parameter objects; a
+        BatchNorm is the block's own for iteration 0 and a copy of it for each later one.
+
+    Raises:
+        ValueError: a layer does not fit (its name is in the message), or the result does not agree with the block in
+            evaluation mode on a small input.
+    """
+    blocks = [block] if isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList) else list(block)  # type: ignore[arg-type]
+    tied = isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList)
+    if not blocks:
+        raise ValueError("rdk.from_module: the list of blocks is empty; give at least one block.")
+    if iterations is None:
+        if tied:
+            raise ValueError("rdk.from_module: iterations is missing; say how often the block is to be applied.")
+        iterations = len(blocks)
+    if not tied and iterations != len(blocks):
+        raise ValueError(
+            f"rdk.from_module: a list of blocks is applied once each, so iterations must be {len(blocks)}, got {iterations}."
+        )
+    unknown = set(settings) - {"checkpoint", "memory_budget", "backend"}
+    if unknown:
+        raise TypeError(
+            f"rdk.from_module: unknown setting {sorted(unknown)[0]!r}; expected checkpoint, memory_budget or backend."
+        )
+    layers = [_layers(one) for one in blocks]
+    module = _empty(layers[0], iterations, tied, settings)
+    for number, others in enumerate(layers):
+        if [layer[3:] for layer in others] != [layer[3:] for layer in layers[0]]:
+            raise ValueError(f"rdk.from_module: block {number} of the list is not built like block 0.")
+    _share(module, layers, iterations, tied)
+    module.train(blocks[0].training)
+    for number, one in enumerate(blocks):
+        _check_agreement(module, one, layers[number], number)
+    return module
+
+
+def _layers(block: nn.Module) -> list[_Layer]:
+    """The stages of one block, in order."""
+    found: list[_Layer] = []
+    _collect(block, "", found)
+    if not found:
+        raise ValueError(f"rdk.from_module: {type(block).__name__} holds no Conv2d and no Linear layer.")
+    return found
+
+
+def _collect(block: nn.Module, name: str, found: list[_Layer]) -> None:
+    if isinstance(block, (nn.Conv2d, nn.Linear)):
+        _check_product(block, name)
+        found.append(_Layer(name or type(block).__name__, block, None, False, None))
+    elif isinstance(block, _BatchNorm):
+        if not found or found[-1].relu or found[-1].norm is not None:
+            raise ValueError(f"rdk.from_module: layer {name!r} ({type(block).__name__}) does not follow a convolution.")
+        found[-1] = found[-1]._replace(norm=block)
+    elif isinstance(block, nn.ReLU):
+        if not found:
+            raise ValueError(f"rdk.from_module: layer {name!r} (ReLU) comes before the first convolution.")
+        found[-1] = found[-1]._replace(relu=True)
+    elif isinstance(block, nn.Identity):
+        pass
+    elif isinstance(block, nn.Sequential):
+        for key, child in block.named_children():
+            _collect(child, f"{name}.{key}" if name else key, found)
+    else:
+        found += _basic_block(block, name, len(found))
+
+
+def _basic_block(block: nn.Module, name: str, first: int) -> list[_Layer]:
+    """The two stages of a BasicBlock with an identity shortcut."""
+    products: list[tuple[str, nn.Conv2d]] = []
+    norms: list[nn.Module] = []
+    for key, child in block.named_children():
+        path = f"{name}.{key}" if name else key
+        if isinstance(child, nn.Conv2d):
+            _check_product(child, path)
+            products.append((path, child))
+        elif isinstance(child, _BatchNorm):
+            norms.append(child)
+        elif not isinstance(child, (nn.ReLU, nn.Identity)) and not (isinstance(child, nn.Sequential) and len(child) == 0):
+            raise ValueError(
+                f"rdk.from_module: layer {path!r} ({type(child).__name__}) does not fit; a block may hold Conv2d, "
+                f"BatchNorm2d, ReLU and an identity shortcut."
+            )
+    if len(products) != 2 or len(norms) not in (0, 2):
+        raise ValueError(
+            f"rdk.from_module: layer {name or type(block).__name__!r} has {len(products)} convolutions and {len(norms)} "
+            f"norms; a BasicBlock has 2 and 0 or 2."
+        )
+    pair: list[nn.Module | None] = [*norms] if norms else [None, None]
+    (name_a, conv_a), (name_b, conv_b) = products
+    return [_Layer(name_a, conv_a, pair[0], True, None), _Layer(name_b, conv_b, pair[1], True, first)]
+
+
+def _check_product(layer: nn.Conv2d | nn.Linear, name: str) -> None:
+    def refuse(what: str) -> ValueError:
+        return ValueError(f"rdk.from_module: layer {name or type(layer).__name__!r} {what}.")
+
+    if isinstance(layer, nn.Linear):
+        if layer.in_features != layer.out_features:
+            raise refuse(f"maps {layer.in_features} features to {layer.out_features}; a repeated layer keeps their number")
+        return
+    if layer.in_channels != layer.out_channels:
+        raise refuse(f"maps {layer.in_channels} channels to {layer.out_channels}; a repeated layer keeps their number")
+    if layer.kernel_size != (3, 3):
+        raise refuse(f"has a kernel of {layer.kernel_size}; expected (3, 3)")
+    if layer.stride != (1, 1):
+        raise refuse(f"has stride {layer.stride}; expected (1, 1)")
+    if layer.dilation[0] != layer.dilation[1]:
+        raise refuse(f"has dilation {layer.dilation}; expected the same in both directions")
+    if layer.padding not in (layer.dilation, "same"):
+        raise refuse(f"has padding {layer.padding}; expected its dilation {layer.dilation}, which keeps the map's size")
+    if layer.groups != 1:
+        raise refuse(f"has {layer.groups} groups; expected 1")
+    if layer.padding_mode != "zeros":
+        raise refuse(f"pads with {layer.padding_mode!r}; expected 'zeros'")
+
+
+def _empty(layers: list[_Layer], iterations: int, tied: bool, settings: dict[str, Any]) -> Recurrent:
+    """A module of the right class and shape, without values."""
+    norms = [layer.norm is not None for layer in layers]
+    if any(norms) != all(norms):
+        missing = layers[norms.index(False)].name
+        raise ValueError(f"rdk.from_module: layer {missing!r} has no BatchNorm, others have one; give all one or none.")
+    common: dict[str, Any] = {
+        "norm": "batch" if norms[0] else None,
+        "tied": tied,
+        "bias": any(layer.product.bias is not None for layer in layers),
+        "device": "meta",
+        **settings,
+    }
+    shapes = [(layer.relu, layer.skip) for layer in layers]
+    first = layers[0].product
+    if len(layers) == 1 and shapes[0] == (True, None):
+        if isinstance(first, nn.Linear):
+            return RecurrentLinear(first.in_features, iterations, **common)
+        return RecurrentConv(first.in_channels, iterations, dilation=first.dilation[0], **common)
+    expected = [(True, None if number % 2 == 0 else number - 1) for number in range(len(layers))]
+    if len(layers) % 2 or shapes != expected:
+        odd = next((layer.name for layer, want in zip(layers, expected, strict=True) if layer[3:] != want), layers[-1].name)
+        raise ValueError(
+            f"rdk.from_module: layer {odd!r} does not fit; expected one convolution (or Linear) with a ReLU, or BasicBlocks."
+        )
+    dilations = [layer.product.dilation[0] for layer in layers if isinstance(layer.product, nn.Conv2d)]
+    assert isinstance(first, nn.Conv2d)
+    return RecurrentResidual(first.in_channels, iterations, blocks=len(layers) // 2, dilation=dilations, **common)
+
+
+def _share(module: Recurrent, layers: list[list[_Layer]], iterations: int, tied: bool) -> None:
+    """Puts the blocks' parameters and norms into the module."""
+    for number, stage in enumerate(module.stages):
+        assert isinstance(stage, StageParameters)
+        products = [block[number].product for block in layers]
+        biases = [product.bias for product in products]
+        if tied:
+            stage.weight = products[0].weight
+            stage.bias = biases[0]  # type: ignore[assignment]
+        else:
+            stage.weight = nn.ParameterList([product.weight for product in products])
+            stage.bias = None if biases[0] is None else nn.ParameterList(biases)  # type: ignore[arg-type]
+        if module.norm is not None:
+            norms = [block[number].norm for block in layers]
+            if tied:
+                norms += [copy.deepcopy(norms[0]) for _ in range(iterations - 1)]
+            stage.norm = nn.ModuleList(norms)  # type: ignore[arg-type]
+
+
+def _check_agreement(module: Recurrent, block: nn.Module, layers: list[_Layer], iteration: int) -> None:
+    """Raises ValueError unless module and block agree on a small random input in evaluation mode."""
+    if module.iterations == 0:
+        return
+    weight = layers[0].product.weight
+    size = 2 * max(getattr(layer.product, "dilation", (1,))[0] for layer in layers) + 3
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, weight.shape[0]) if weight.dim() == 2 else (2, weight.shape[1], size, size + 1)
+    x = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
+    flags = [(part, part.training) for part in [*block.modules(), *module.modules()]]
+    settings = module.checkpoint, module.memory_budget, module.backend
+    module.checkpoint, module.memory_budget, module.backend = "none", None, "eager"
+    try:
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            block.eval()
+            module.eval()
+            expected, got = block(x.clone()), module(x, iterations=1, start=iteration)
+    finally:
+        for part, training in flags:
+            part.training = training
+        module.checkpoint, module.memory_budget, module.backend = settings
+    tolerance = 100 * torch.finfo(weight.dtype).eps
+    if not isinstance(expected, Tensor) or expected.shape != got.shape:
+        raise ValueError(f"rdk.from_module: {type(block).__name__} does not return a tensor of its input's shape.")
+    error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+    if not error <= tolerance:
+        names = ", ".join(repr(layer.name) for layer in layers)
+        raise ValueError(
+            f"rdk.from_module: {type(block).__name__} computes something else than its layers {names} in order (relative "
+            f"difference {error:.1e}, at most {tolerance:.1e} allowed). Its forward does more than rdk can repeat."
+        )
+
+
+class PlainNetwork(nn.Module):
+    """The loop that a recurrent module stands for, in plain PyTorch layers; made by rdk.to_modules.
+
+    layers: nn.Conv2d or nn.Linear, one per stage when tied, else one per iteration and stage, iteration-major.
+    norms: nn.BatchNorm per iteration and stage, iteration-major, or none.
+    """
+
+    def __init__(self, module: Recurrent) -> None:
+        super().__init__()
+        self.iterations, self.tied = module.iterations, module.tied
+        stages = module.functional_stages()
+        self.relus = [stage.relu for stage in stages]
+        self.skips = [stage.skip for stage in stages]
+        self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
+        for iteration in range(1 if self.tied else self.iterations):
+            for stage in stages:
+                weight = stage.weight if isinstance(stage.weight, Tensor) else stage.weight[iteration]
+                single = stage.bias is None or isinstance(stage.bias, Tensor)
+                bias = stage.bias if single else stage.bias[iteration]  # type: ignore[index]
+                self.layers.append(_plain_layer(weight, bias, stage.dilation))  # type: ignore[arg-type]
+        for iteration in range(self.iterations):
+            self.norms.extend(stage.norm[iteration] for stage in stages if stage.norm is not None)
+        self.train(module.training)
+
+    def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
+        """x, inject: (N, C, H, W) or (N, F); returns the last state."""
+        count = len(self.relus)
+        for iteration in range(self.iterations):
+            entered = []
+            for number in range(count):
+                entered.append(x)
+                x = self.layers[number if self.tied else iteration * count + number](x)
+                if len(self.norms):
+                    x = self.norms[iteration * count + number](x)
+                if number == 0 and inject is not None:
+                    x = x + inject
+                skip = self.skips[number]
+                if skip is not None:
+                    x = x + entered[skip]
+                if self.relus[number]:
+                    x = torch.relu(x)
+        return x
+
+
+def _plain_layer(weight: nn.Parameter, bias: nn.Parameter | None, dilation: int) -> nn.Module:
+    width = weight.shape[0]
+    if weight.dim() == 2:
+        layer: nn.Module = nn.Linear(width, width, bias=bias is not None, device="meta")
+    else:
+        layer = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=bias is not None, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
+
+
+def to_modules(module: Recurrent) -> PlainNetwork:
+    """The plain PyTorch network that computes the same as `module` at its own number of iterations.
+
+    It holds the very parameters and norms of the module (copy.deepcopy separates them), and the module's load_state_dict
+    takes its state_dict. Raises TypeError for what is no rdk module.
+    """
+    if not isinstance(module, Recurrent):
+        raise TypeError(f"rdk.to_modules: expected an rdk module, got {type(module).__name__}.")
+    return PlainNetwork(module)

@@ -1,0 +1,317 @@
+"""The stateless form of every recurrent module: checks, autocast, layout and running statistics; called by modules, calls ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from rdk import checks, dispatch, norms, ops
+from rdk.backends import eager
+from rdk.backends.base import Problem, StageSpec
+from rdk.backends.layout import dense
+
+
+class Stage(NamedTuple):
+    """One stage: z = conv3x3(h; weight) + bias, then norm, inject (first stage), skip and ReLU.
+
+    weight: (C, C, 3, 3), or (F, F) for a linear stage; a sequence of them, one per iteration, for an untied network.
+    bias: (C,), or a sequence likewise, or None.
+    norm: one nn.BatchNorm2d (nn.BatchNorm1d for a linear stage) per iteration, or None.
+    skip: the number of the stage whose input is added to this stage's z, or None.
+    """
+
+    weight: Tensor | Sequence[Tensor]
+    bias: Tensor | Sequence[Tensor] | None = None
+    norm: Sequence[nn.Module] | None = None
+    dilation: int = 1
+    relu: bool = True
+    skip: int | None = None
+
+    def first_weight(self) -> Tensor:
+        """The weight of iteration 0, whose shape is that of all."""
+        return self.weight if isinstance(self.weight, Tensor) else self.weight[0]
+
+
+class Prepared(NamedTuple):
+    """A call after all checks and casts: what ops and the planner take."""
+
+    x: Tensor
+    inject: Tensor | None
+    weights: list[Tensor]
+    biases: list[Tensor]
+    norms: list[nn.Module]  # iteration-major, empty without norm
+    stages: tuple[StageSpec, ...]
+    iterations: int
+    return_states: bool
+    checkpoint: str
+    amount: int
+    needs_grad: bool
+    eager_reason: str | None  # why only plain PyTorch can run this call; None where the operator can
+
+
+def recurrent(
+    x: Tensor,
+    stages: Sequence[Stage],
+    iterations: int,
+    *,
+    start: int = 0,
+    inject: Tensor | None = None,
+    return_states: bool = False,
+    checkpoint: str | int = "auto",
+    memory_budget: int | None = None,
+    backend: str = "auto",
+    owner: str = "rdk.functional.recurrent",
+) -> Tensor:
+    """Applies the stages to x, `iterations` times.
+
+    Args:
+        x: (N, C, H, W) state, or (*, F) for linear stages; any floating dtype, any strides.
+        stages: what one iteration computes.
+        iterations: how many are run; 0 returns x itself.
+        start: the first iteration: which untied weights and which norms begin.
+        inject: as x; added in the first stage of every iteration.
+        return_states: return the state after every iteration, not only the last.
+        checkpoint: "none" keeps all that the backward needs, "sqrt" about √n states, an integer that many; "auto" is
+            "none" unless a budget is set.
+        memory_budget: peak bytes that may be held beside parameters, their gradients, input and output.
+        backend: "auto", "eager", "cpu", "triton" or "cuda".
+        owner: how error messages name the caller.
+
+    Returns:
+        The last state, as x in shape and memory format; with return_states (iterations, *x.shape). Under autocast its
+        dtype is the autocast dtype, as for nn.Conv2d.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit, in a sentence that names the value received.
+        rdk.BudgetError (a ValueError): the budget is too small; names the smallest that fits.
+        rdk.BackendError: the backend asked for cannot run this call; names the reason.
+
+    Source: Schwarzschild et al. (ICLR 2022), section 3: the same layers applied again and again; inject: Bansal et al. (2022).
+    """
+    checks.iterations_and_start(iterations, start, owner)
+    checks.stages(stages, owner)
+    if stages[0].first_weight().dim() == 2 and isinstance(x, Tensor) and x.dim() not in (0, 2):
+        return _flattened(
+            x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, backend, owner
+        )
+    call = prepare(x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, owner)
+    if not torch.compiler.is_compiling() and iterations == 0:  # a traced call asks nothing of n: one graph for any
+        return call.x.new_empty((0, *call.x.shape)) if return_states else x
+    if call.x.numel() == 0:
+        return _plain(call)
+    request = dispatch.requested(backend)
+    if call.eager_reason is not None:
+        _check_eager_allowed(call, request, owner)
+        return _plain(call)
+    if torch.compiler.is_compiling():
+        # sizes may be symbolic here: an "auto" is resolved inside the operator, where they are numbers
+        if request == "eager" and call.checkpoint == "none":
+            return _plain(call)
+        return _operator(call, request)
+    chosen = dispatch.choose(problem_of(call), request).backend
+    if chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad):
+        return _plain(call)
+    return _operator(call, chosen)
+
+
+def prepare(
+    x: Tensor,
+    stages: Sequence[Stage],
+    iterations: int,
+    start: int,
+    inject: Tensor | None,
+    return_states: bool,
+    checkpoint: str | int,
+    memory_budget: int | None,
+    owner: str,
+) -> Prepared:
+    """Every check of the arguments, autocast's cast, and the lists in the operator's order."""
+    kind, amount = checks.checkpoint(checkpoint, memory_budget, owner)
+    checks.state(x, stages[0].first_weight(), owner)
+    if inject is not None:
+        checks.inject(inject, x, owner)
+    for number, stage in enumerate(stages):
+        checks.owned(stage, number, start, iterations, owner)
+    weights, biases = _parameters(stages, start, iterations)
+    norm_modules = _norms(stages, start, iterations)
+    x, inject, weights, biases = _autocast(x, inject, weights, biases)
+    checks.same_device_and_dtype(
+        x,
+        [("the weight", weight) for weight in weights]
+        + [("the bias", bias) for bias in biases]
+        + ([("inject", inject)] if inject is not None else []),
+        owner,
+    )
+    tensors = [x, *weights, *biases, *(p for norm in norm_modules for p in norm.parameters())]
+    if inject is not None:
+        tensors.append(inject)
+    specs = tuple(StageSpec(s.dilation, s.relu, s.skip, s.norm is not None) for s in stages)
+    return Prepared(
+        x=x,
+        inject=inject,
+        weights=weights,
+        biases=biases,
+        norms=norm_modules,
+        stages=specs,
+        iterations=iterations,
+        return_states=return_states,
+        checkpoint=kind,
+        amount=amount,
+        needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        eager_reason=_why_only_eager(stages, norm_modules),
+    )
+
+
+def problem_of(call: Prepared) -> Problem:
+    """What dispatch and the planner decide upon."""
+    return ops.make_problem(
+        call.x,
+        call.inject,
+        call.weights,
+        call.biases,
+        call.iterations,
+        call.stages,
+        bool(call.norms) and norms.uses_batch_statistics(call.norms[0]),
+        call.return_states,
+        dispatch.precision_of(call.x.device, call.x.dtype),
+        call.needs_grad,
+    )
+
+
+def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases: one per stage when all are tied, else one per iteration and stage, iteration-major."""
+    if all(isinstance(stage.weight, Tensor) and isinstance(stage.bias, (Tensor, type(None))) for stage in stages):
+        weights = [cast(Tensor, stage.weight) for stage in stages]
+        return weights, _filled([cast("Tensor | None", stage.bias) for stage in stages], weights)
+    weights, given = [], []
+    for iteration in range(start, start + iterations):
+        for stage in stages:
+            weights.append(stage.weight if isinstance(stage.weight, Tensor) else stage.weight[iteration])
+            single = stage.bias is None or isinstance(stage.bias, Tensor)
+            given.append(cast("Tensor | None", stage.bias if single else stage.bias[iteration]))  # type: ignore[index]
+    return weights, _filled(given, weights)
+
+
+def _filled(biases: list[Tensor | None], weights: list[Tensor]) -> list[Tensor]:
+    """The biases, zeros where only some stages have one; empty where none has."""
+    if all(bias is None for bias in biases):
+        return []
+    return [w.new_zeros(w.shape[0]) if b is None else b for b, w in zip(biases, weights, strict=True)]
+
+
+def _norms(stages: Sequence[Stage], start: int, iterations: int) -> list[nn.Module]:
+    if all(stage.norm is None for stage in stages):
+        return []
+    identity = nn.Identity()
+    return [
+        stage.norm[iteration] if stage.norm is not None else identity
+        for iteration in range(start, start + iterations)
+        for stage in stages
+    ]
+
+
+def _why_only_eager(stages: Sequence[Stage], norm_modules: list[nn.Module]) -> str | None:
+    if not norm_modules:
+        return None
+    if any(stage.norm is None for stage in stages):
+        return "some stages have a norm and others have none"
+    return norms.why_not_fused(norm_modules)
+
+
+def _autocast(
+    x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor]
+) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+    """Casts once to the autocast dtype in force; float64 stays, as for nn.Conv2d."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x, inject, weights, biases
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast_one(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return (
+        cast_one(x),
+        None if inject is None else cast_one(inject),
+        [cast_one(weight) for weight in weights],
+        [cast_one(bias) for bias in biases],
+    )
+
+
+def _check_eager_allowed(call: Prepared, request: str, owner: str) -> None:
+    if request not in ("auto", "eager"):
+        raise dispatch.BackendError(f"{owner}: backend {request!r} cannot run this call: {call.eager_reason}.")
+    if call.checkpoint != "none":
+        raise ValueError(
+            f"{owner}: {call.eager_reason}, and such a call keeps every state: checkpoint must be 'auto' or 'none' "
+            f"and memory_budget None, got checkpoint kind {call.checkpoint!r}."
+        )
+
+
+def _plain(call: Prepared) -> Tensor:
+    problem = problem_of(call)
+    return eager.plain(problem, call.x, call.inject, call.weights, call.biases, call.norms)
+
+
+def _operator(call: Prepared, backend: str) -> Tensor:
+    x = dense(call.x)
+    inject = None if call.inject is None else dense(call.inject)
+    tensors = norms.gather(call.norms, x)
+    out, _, means, variances = ops.recurrent_fwd(
+        x,
+        inject,
+        call.weights,
+        call.biases,
+        tensors.weights,
+        tensors.biases,
+        tensors.eps,
+        call.iterations,
+        ops.stage_numbers(call.stages),
+        tensors.training,
+        call.return_states,
+        call.checkpoint,
+        call.amount,
+        backend,
+        dispatch.precision_of(x.device, x.dtype),
+        tensors.means,
+        tensors.variances,
+        call.needs_grad,
+    )
+    if tensors.training:
+        norms.update_running_statistics(call.norms, means, variances, x.numel() // x.shape[1])
+    return cast(Tensor, out)
+
+
+def _flattened(
+    x: Tensor,
+    stages: Sequence[Stage],
+    iterations: int,
+    start: int,
+    inject: Tensor | None,
+    return_states: bool,
+    checkpoint: str | int,
+    memory_budget: int | None,
+    backend: str,
+    owner: str,
+) -> Tensor:
+    """A linear call on (*, F): as one on (rows, F)."""
+    checks.state(x, stages[0].first_weight(), owner)
+    if inject is not None:
+        checks.inject(inject, x, owner)
+        inject = inject.reshape(-1, inject.shape[-1])
+    out = recurrent(
+        x.reshape(-1, x.shape[-1]),
+        stages,
+        iterations,
+        start=start,
+        inject=inject,
+        return_states=return_states,
+        checkpoint=checkpoint,
+        memory_budget=memory_budget,
+        backend=backend,
+        owner=owner,
+    )
+    return out.reshape((*out.shape[:1], *x.shape) if return_states else x.shape)

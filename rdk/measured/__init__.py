@@ -1,0 +1,101 @@
+"""What was measured on which device: shipped JSON files that dispatch asks whether a backend beats eager on a problem.
+
+One file per device and backend, written by the benchmark programs and never by hand:
+
+    {"format": 1, "backend": "cpu", "device": "x86_64 avx512", "measured_on": {…versions, date, commit…},
+     "default": {"min_speedup_needed": 1.0, "unmeasured": "eager"},
+     "records": [{"kind": "conv", "pass": "forward" | "training", "dtype": "float32", "precision": "fast",
+                  "channels": 64, "height": 28, "width": 28, "batch": 128, "iterations": 5, "stages": 1,
+                  "speedup": 3.1}, …]}
+
+speedup is eager's median time over the backend's, from interleaved runs. The nearest record decides: least sum of absolute
+differences of log2 of channels, pixels, batch, iterations and stages. "unmeasured" names what runs where no record is within
+`MAX_DISTANCE`: a backend that nobody measured nearby is not preferred.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib import resources
+from math import log2
+from typing import Any
+
+import torch
+
+from rdk.backends.base import Problem
+
+FORMAT = 1
+MAX_DISTANCE = 6.0  # six doublings in all
+
+Record = dict[str, Any]
+
+
+@lru_cache(maxsize=None)
+def tables() -> list[dict[str, Any]]:
+    """Every shipped file of measurements. Raises ValueError for one of another format."""
+    found = []
+    for entry in sorted(resources.files(__name__).iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".json"):
+            table = json.loads(entry.read_text(encoding="utf-8"))
+            if table.get("format") != FORMAT:
+                raise ValueError(f"rdk: {entry.name} has format {table.get('format')!r}; expected {FORMAT}. Reinstall rdk.")
+            found.append(table)
+    return found
+
+
+@lru_cache(maxsize=None)
+def device_name(device: torch.device) -> str:
+    """The name under which measurements of a device are kept: instruction set for a CPU, product name for a GPU."""
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability().lower()}"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def slower_than_eager(backend: str, problem: Problem) -> str | None:
+    """The sentence why measurements do not show `backend` ahead of eager on the problem; None where they do."""
+    name = device_name(problem.device)
+    table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
+    if table is None:
+        return f"nobody has measured it on {name!r}"
+    nearest = min(
+        (record for record in table["records"] if _comparable(record, problem)),
+        key=lambda record: _distance(record, problem),
+        default=None,
+    )
+    if nearest is None or _distance(nearest, problem) > MAX_DISTANCE:
+        return f"no problem near this one was measured on {name!r}"
+    if nearest["speedup"] < 1.0:
+        return f"on the nearest problem measured ({_describe(nearest)}) eager was faster ({nearest['speedup']:.2f} times)"
+    return None
+
+
+def _comparable(record: Record, problem: Problem) -> bool:
+    return (
+        record["kind"] == problem.kind
+        and record["pass"] == ("training" if problem.needs_grad else "forward")
+        and record["dtype"] == str(problem.dtype).removeprefix("torch.")
+        and record["precision"] == problem.precision
+        and record.get("norm", False) == problem.norm
+    )
+
+
+def _distance(record: Record, problem: Problem) -> float:
+    pixels = problem.shape[2] * problem.shape[3] if problem.kind == "conv" else 1
+    pairs = [
+        (record["channels"], problem.channels),
+        (record["height"] * record["width"], pixels),
+        (record["batch"], problem.shape[0]),
+        (record["iterations"], problem.iterations),
+        (record["stages"], len(problem.stages)),
+    ]
+    return sum(abs(log2(max(measured, 1)) - log2(max(asked, 1))) for measured, asked in pairs)
+
+
+def _describe(record: Record) -> str:
+    return (
+        f"{record['channels']} channels, {record['height']}x{record['width']}, batch {record['batch']}, "
+        f"{record['iterations']} iterations, {record['pass']}"
+    )

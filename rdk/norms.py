@@ -1,0 +1,89 @@
+"""BatchNorm per iteration: which norm modules the operator can take, and the update of running statistics; called by functional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+PLAIN_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class NormTensors(NamedTuple):
+    """The tensors of all norms, iteration-major, as the operator takes them; empty lists without norm."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    means: list[Tensor]  # running statistics; empty when training
+    variances: list[Tensor]
+    eps: list[float]
+    training: bool
+
+
+NO_NORM = NormTensors([], [], [], [], [], False)
+
+
+def why_not_fused(norms: Sequence[nn.Module]) -> str | None:
+    """Why the operator cannot stand in for these norm modules, so that they are called as they are; None where it can."""
+    for norm in norms:
+        if type(norm) not in PLAIN_TYPES:
+            return f"a norm is a {type(norm).__name__}, which is called as it is"
+        assert isinstance(norm, _BatchNorm)
+        if norm.weight is None:
+            return "a BatchNorm has affine=False"
+    if len({uses_batch_statistics(norm) for norm in norms}) > 1:
+        return "some BatchNorms are in training mode and others are not"
+    return None
+
+
+def uses_batch_statistics(norm: nn.Module) -> bool:
+    """Whether a BatchNorm normalises by the batch at hand, not by its running statistics."""
+    return norm.training or norm.running_mean is None
+
+
+def gather(norms: Sequence[nn.Module], state: Tensor) -> NormTensors:
+    """The tensors of norms that `why_not_fused` lets pass; affine parameters are float32 (float64 for a float64 state).
+
+    Raises ValueError, as nn.BatchNorm does, where a batch has one value per channel only.
+    """
+    if not norms:
+        return NO_NORM
+    training = uses_batch_statistics(norms[0])
+    values = state.numel() // state.shape[1]
+    if training and values == 1:
+        raise ValueError(
+            f"rdk: BatchNorm in training mode needs more than one value per channel, got a state of shape "
+            f"{tuple(state.shape)}. Use a larger batch or map, or module.eval()."
+        )
+    dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+    weights = [norm.weight.to(dtype) for norm in norms]  # type: ignore[union-attr, operator]
+    biases = [norm.bias.to(dtype) for norm in norms]  # type: ignore[union-attr, operator]
+    eps = [float(norm.eps) for norm in norms]  # type: ignore[arg-type]
+    if training:
+        return NormTensors(weights, biases, [], [], eps, True)
+    means: list[Tensor] = [norm.running_mean for norm in norms]  # type: ignore[misc]
+    variances: list[Tensor] = [norm.running_var for norm in norms]  # type: ignore[misc]
+    return NormTensors(weights, biases, means, variances, eps, False)
+
+
+@torch.no_grad()
+def update_running_statistics(norms: Sequence[nn.Module], means: Tensor, variances: Tensor, values: int) -> None:
+    """What nn.BatchNorm does to its buffers in training mode, from the statistics of one forward.
+
+    means, variances: (norms, C), variances biased; values: how many each was taken over.
+    """
+    unbiased = variances * (values / (values - 1))
+    for row, norm in enumerate(norms):
+        assert isinstance(norm, _BatchNorm)
+        if not norm.training or norm.running_mean is None or norm.running_var is None:
+            continue
+        factor: float | Tensor = 0.0 if norm.momentum is None else norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                factor = 1.0 / norm.num_batches_tracked.to(norm.running_mean.dtype)
+        norm.running_mean.lerp_(means[row].to(norm.running_mean.dtype), factor)
+        norm.running_var.lerp_(unbiased[row].to(norm.running_var.dtype), factor)

@@ -1,0 +1,316 @@
+"""The two operators, one for all iterations and one for its backward, with fakes and autograd; called by functional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdk import checkpoint, dispatch, recompute
+from rdk.backends.base import Call, Needs, Problem, StageSpec
+from rdk.backends.layout import empty_maps, empty_outside, outside
+
+_library = torch.library.Library("rdk", "DEF")
+
+# stages: four integers per stage (dilation, relu, skip or -1, norm)
+# checkpoint: "none", "sqrt", "states" (amount = k) or "budget" (amount = bytes)
+_CALL = (
+    "Tensor? inject, Tensor[] weights, Tensor[] biases, Tensor[] norm_weights, Tensor[] norm_biases, float[] eps, "
+    "SymInt iterations, int[] stages, bool norm_training, bool return_states, "
+    "str checkpoint, SymInt amount, str backend, str precision"
+)
+_library.define(
+    f"recurrent_fwd(Tensor x, {_CALL}, Tensor[] norm_means, Tensor[] norm_variances, bool needs_grad) "
+    "-> (Tensor out, Tensor kept, Tensor means, Tensor variances)"
+)
+_library.define(
+    f"recurrent_bwd(Tensor grad_out, Tensor x, Tensor out, Tensor kept, Tensor means, Tensor variances, {_CALL}, "
+    "bool[] needs) -> Tensor[]"
+)
+
+SECOND_BACKWARD = (
+    "rdk: the backward of a recurrent call cannot itself be differentiated (a gradient penalty or a second-order method "
+    'asks for that). Use backend="eager", checkpoint="none", which PyTorch\'s autograd differentiates any number of times.'
+)
+
+
+def stage_numbers(stages: Sequence[StageSpec]) -> list[int]:
+    """Stages as the flat list of integers that an operator takes."""
+    flat: list[int] = []
+    for stage in stages:
+        flat += [stage.dilation, int(stage.relu), -1 if stage.skip is None else stage.skip, int(stage.norm)]
+    return flat
+
+
+def _stages_of(flat: Sequence[int]) -> tuple[StageSpec, ...]:
+    stages = []
+    for start in range(0, len(flat), 4):
+        dilation, relu, skip, norm = flat[start : start + 4]
+        stages.append(StageSpec(dilation, bool(relu), None if skip < 0 else skip, bool(norm)))
+    return tuple(stages)
+
+
+def make_problem(
+    x: Tensor,
+    inject: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    iterations: int,
+    stages: tuple[StageSpec, ...],
+    norm_training: bool,
+    return_states: bool,
+    precision: str,
+    needs_grad: bool,
+) -> Problem:
+    """The problem that a call poses."""
+    return Problem(
+        kind="conv" if x.dim() == 4 else "linear",
+        stages=stages,
+        shape=tuple(x.shape),
+        dtype=x.dtype,
+        device=x.device,
+        iterations=iterations,
+        tied=len(weights) == len(stages),
+        bias=len(biases) > 0,
+        inject=inject is not None,
+        norm_training=norm_training,
+        needs_grad=needs_grad,
+        return_states=return_states,
+        precision=precision,
+    )
+
+
+def fixed_bytes(problem: Problem, backend: str) -> int:
+    """Bytes held whatever the schedule: the backend's workspace and the statistics."""
+    statistics = 0
+    if problem.norm:
+        item = 8 if problem.dtype == torch.float64 else 4
+        statistics = 2 * problem.iterations * len(problem.stages) * problem.channels * item
+    return dispatch.get(backend).workspace_bytes(problem) + statistics
+
+
+def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(n * stages, C) means and variances: the running ones, or room for the batch's, or (0, C) without norm."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if means:
+        return torch.stack(list(means)).to(dtype), torch.stack(list(variances)).to(dtype)
+    shape = (rows, x.shape[1])
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+def _recurrent_fwd(
+    x: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    eps: list[float],
+    iterations: int,
+    stages: list[int],
+    norm_training: bool,
+    return_states: bool,
+    checkpoint_kind: str,
+    amount: int,
+    backend: str,
+    precision: str,
+    norm_means: list[Tensor],
+    norm_variances: list[Tensor],
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    specs = _stages_of(stages)
+    problem = make_problem(
+        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad
+    )
+    if iterations == 0:  # only traced calls come here; functional answers others before the operator
+        statistics = _statistics(x, 0, [], [])
+        out = empty_outside((0, *x.shape), like=x) if return_states else x.clone()
+        return out, empty_maps(0, x), *statistics
+    chosen = dispatch.choose(problem, backend).backend
+    schedule = None
+    if needs_grad:
+        schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+    rows = iterations * len(specs) if problem.norm else 0
+    means, variances = _statistics(x, rows, norm_means, norm_variances)
+    call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)
+    out, kept = recompute.forward(dispatch.get(chosen), call, x, schedule)
+    return out, kept, means, variances
+
+
+def _recurrent_fwd_fake(
+    x: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    eps: list[float],
+    iterations: int,
+    stages: list[int],
+    norm_training: bool,
+    return_states: bool,
+    checkpoint_kind: str,
+    amount: int,
+    backend: str,
+    precision: str,
+    norm_means: list[Tensor],
+    norm_variances: list[Tensor],
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    specs = _stages_of(stages)
+    out = empty_outside((iterations, *x.shape) if return_states else x.shape, like=x)
+    problem = make_problem(
+        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad
+    )
+    rows = iterations * len(specs) if problem.norm else 0
+    means, variances = _statistics(x, rows, norm_means, norm_variances)
+    if not needs_grad or (isinstance(iterations, int) and iterations == 0):
+        count = 0
+    elif all(isinstance(size, int) for size in (iterations, amount, *x.shape)):
+        chosen = dispatch.choose(problem, backend).backend
+        schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+        count = checkpoint.kept_maps(problem, schedule)
+    else:
+        # not a formula in n: that would be 0 or 1 for some n, for which a graph of its own would be compiled
+        count = torch.library.get_ctx().new_dynamic_size()
+    return out, empty_maps(count, x), means, variances
+
+
+def _recurrent_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor,
+    kept: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    eps: list[float],
+    iterations: int,
+    stages: list[int],
+    norm_training: bool,
+    return_states: bool,
+    checkpoint_kind: str,
+    amount: int,
+    backend: str,
+    precision: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    if iterations == 0:
+        return _backward_of_no_iterations(grad_out, x, [inject, *weights, *biases, *norm_weights, *norm_biases], needs)
+    specs = _stages_of(stages)
+    problem = make_problem(x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, True)
+    chosen = dispatch.choose(problem, backend).backend
+    schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+    call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)
+    wanted = _needs(needs, len(weights), len(biases), len(norm_weights))
+    grad_x, rest = recompute.backward(dispatch.get(chosen), call, schedule, x, out, kept, grad_out, wanted)
+    grads = [grad_x, rest.inject, *rest.weights, *rest.biases, *rest.norm_weights, *rest.norm_biases]
+    return [x.new_empty(0) if grad is None or not need else grad for grad, need in zip(grads, needs, strict=True)]
+
+
+def _backward_of_no_iterations(
+    grad_out: Tensor, x: Tensor, others: list[Tensor | None], needs: list[bool]
+) -> list[Tensor]:
+    """The output was a copy of x, or an empty stack: only x can have a gradient other than zero."""
+    grads = [torch.zeros_like(x) if grad_out.dim() > x.dim() else outside(grad_out.clone(), like=x)]
+    grads += [torch.empty(0) if tensor is None else torch.zeros_like(tensor) for tensor in others]
+    return [grad if need else x.new_empty(0) for grad, need in zip(grads, needs, strict=True)]
+
+
+def _needs(flat: Sequence[bool], weights: int, biases: int, norms: int) -> Needs:
+    """The flat list (x, inject, weights, biases, norm weights, norm biases) by name."""
+    bounds = [2, 2 + weights, 2 + weights + biases, 2 + weights + biases + norms, len(flat)]
+    parts = [flat[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return Needs(flat[0], flat[1], *parts)
+
+
+def _recurrent_bwd_fake(
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor,
+    kept: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    *rest: Any,
+) -> list[Tensor]:
+    needs: list[bool] = rest[-1]
+    like = [x, inject, *weights, *biases, *norm_weights, *norm_biases]
+    grads = []
+    for number, (tensor, need) in enumerate(zip(like, needs, strict=True)):
+        if tensor is None or not need:
+            grads.append(x.new_empty(0))
+        else:
+            grads.append(empty_outside(x.shape, like=x) if number == 0 else torch.empty_like(tensor))
+    return grads
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, inject, weights, biases, norm_weights, norm_biases, *settings = inputs
+    out, kept, means, variances = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(kept, means, variances)
+    ctx.settings = settings[:-3]
+    ctx.nothing = tuple(_no_gradient(value) for value in settings)
+    ctx.lengths = [len(weights), len(biases), len(norm_weights), len(norm_biases)]
+    ctx.save_for_backward(
+        x, inject, out, kept, means, variances, *weights, *biases, *norm_weights, *norm_biases
+    )
+
+
+def _no_gradient(value: Any) -> list[None] | None:
+    """What autograd expects for an argument without a gradient: a list for a list of tensors (also an empty list)."""
+    if isinstance(value, (list, tuple)) and all(isinstance(entry, Tensor) for entry in value):
+        return [None] * len(value)
+    return None
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    x, inject, out, kept, means, variances, *lists = ctx.saved_tensors
+    parts = []
+    for length in ctx.lengths:
+        parts.append(lists[:length])
+        lists = lists[length:]
+    wants_x, wants_inject, *wants_lists = ctx.needs_input_grad[:6]
+    needs = [wants_x, wants_inject]
+    for wants, part in zip(wants_lists, parts, strict=True):
+        needs += list(wants) if isinstance(wants, (list, tuple)) else [bool(wants)] * len(part)
+    if grad_out is None:
+        return (None, None, *([None] * length for length in ctx.lengths), *ctx.nothing)
+    grads = torch.ops.rdk.recurrent_bwd(
+        grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs
+    )
+    asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    lists_of_grads = []
+    start = 2
+    for length in ctx.lengths:
+        lists_of_grads.append(asked[start : start + length])
+        start += length
+    return (asked[0], asked[1], *lists_of_grads, *ctx.nothing)
+
+
+def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(SECOND_BACKWARD)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("recurrent_fwd", _recurrent_fwd, _key)
+    _library.impl("recurrent_bwd", _recurrent_bwd, _key)
+torch.library.register_fake("rdk::recurrent_fwd", _recurrent_fwd_fake, lib=_library)
+torch.library.register_fake("rdk::recurrent_bwd", _recurrent_bwd_fake, lib=_library)
+torch.library.register_autograd("rdk::recurrent_fwd", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd(
+    "rdk::recurrent_bwd", _refuse_second_backward, setup_context=lambda ctx, inputs, output: None, lib=_library
+)
+
+recurrent_fwd = torch.ops.rdk.recurrent_fwd

@@ -1,0 +1,134 @@
+"""Runs a schedule: the forward that keeps its states and the backward that computes the others again; called by ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Store
+from rdk.backends.layout import channels_last, empty_maps, outside
+from rdk.checkpoint import Schedule, kept_maps, kept_positions, kept_states, segment_bounds, split
+
+
+def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) -> tuple[Tensor, Tensor]:
+    """All iterations. Returns the output (last state, or every state) in the layout of x, and the kept maps.
+
+    Without a schedule nothing is kept: kept has length 0.
+    """
+    problem = call.problem
+    n = problem.iterations
+    state = channels_last(x)
+    kept = empty_maps(kept_maps(problem, schedule) if schedule else 0, state)
+    store = Store(record_statistics=problem.norm_training)
+    if schedule:
+        states = kept_states(problem, schedule)
+        if states:
+            store.positions, store.states = kept_positions(n, schedule)[:states], kept[:states]
+        if schedule.taped and problem.tape_maps:
+            store.tape_first, store.tapes = n - schedule.taped, kept[states:]
+    if problem.return_states:
+        store.positions, store.states = range(1, n + 1), empty_maps(n, state)
+    last = backend.forward(call, state, 0, n, store)
+    out = store.states if problem.return_states and store.states is not None else last
+    return outside(out, like=x), kept
+
+
+def backward(
+    backend: Backend, call: Call, schedule: Schedule, x: Tensor, out: Tensor, kept: Tensor, grad_out: Tensor, needs: Needs
+) -> tuple[Tensor, ParameterGradients]:
+    """The gradient of x, in its layout, and those of the parameters. Writes into no argument."""
+    reversal = _Reversal(backend, call, schedule, channels_last(x), channels_last(out), kept, needs)
+    grad = reversal.run(channels_last(grad_out))
+    return outside(grad, like=x), reversal.gradients.finish()
+
+
+class _Reversal:
+    """One backward: the taped part, then the segments, last first."""
+
+    def __init__(
+        self, backend: Backend, call: Call, schedule: Schedule, x: Tensor, out: Tensor, kept: Tensor, needs: Needs
+    ) -> None:
+        self.backend, self.call, self.schedule = backend, call, schedule
+        self.problem = call.problem
+        self.gradients: Gradients = backend.gradients(call, needs)
+        self.x, self.out = x, out
+        count = kept_states(self.problem, schedule)
+        self.kept_states, self.kept_tapes = kept[:count], kept[count:]
+        positions = kept_positions(self.problem.iterations, schedule)[:count]
+        self.slot_of = {position: slot for slot, position in enumerate(positions)}
+        self.state_grads: Tensor | None = None
+
+    def run(self, grad_out: Tensor) -> Tensor:
+        n, start = self.problem.iterations, self.problem.iterations - self.schedule.taped
+        if self.problem.return_states:
+            self.state_grads = grad_out
+            grad = self._before_relu(grad_out[n - 1], self.out[n - 1])
+        else:
+            grad = self._before_relu(grad_out, self.out)
+        if self.schedule.taped:
+            tapes = self.kept_tapes if self.problem.tape_maps else None
+            grad = self._reverse_run(start, n, self._state(start), self._known_states(start, n), tapes, grad)
+        bounds = segment_bounds(n, self.schedule)
+        if self.problem.tape_maps == 0 and start == len(bounds) - 1 > 0:  # every state is known: one run, no tape
+            return self._reverse_run(0, start, self.x, self._known_states(0, start), None, grad)
+        for first, last in reversed(list(zip(bounds, bounds[1:], strict=False))):
+            grad = self._reverse_segment(first, last, self._state(first), self.schedule.slots, grad)
+        return grad
+
+    def _before_relu(self, grad: Tensor, state: Tensor) -> Tensor:
+        if not self.problem.stages[-1].relu:
+            return grad
+        return torch.ops.aten.threshold_backward(grad, state, 0)
+
+    def _state(self, iteration: int) -> Tensor:
+        if iteration == 0:
+            return self.x
+        if self.problem.return_states:
+            return self.out[iteration - 1]
+        return self.kept_states[self.slot_of[iteration]]
+
+    def _known_states(self, first: int, last: int) -> Tensor | None:
+        """The states that enter iterations first+1 … last-1, all of them kept or returned."""
+        if last - first < 2:
+            return None
+        if self.problem.return_states:
+            return self.out[first : last - 1]
+        slot = self.slot_of.get(first + 1)
+        return None if slot is None else self.kept_states[slot : slot + last - first - 1]
+
+    def _reverse_run(
+        self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None, grad: Tensor
+    ) -> Tensor:
+        return self.gradients.run(first, last, state, states, tapes, grad, self.state_grads)
+
+    def _reverse_segment(self, first: int, last: int, state: Tensor, slots: int, grad: Tensor) -> Tensor:
+        """Revolve (Griewank & Walther 2000) over iterations first … last-1, entered by `state`."""
+        length = last - first
+        if length == 1:
+            return self._reverse_iteration(first, state, grad)
+        if slots >= length - 1:
+            states = empty_maps(length - 1, state)
+            store = Store(positions=range(first + 1, last), states=states)
+            self.backend.forward(self.call, state, first, last - 1, store)
+            if self.problem.tape_maps == 0:
+                return self._reverse_run(first, last, state, states, None, grad)
+            for iteration in range(last - 1, first, -1):
+                grad = self._reverse_iteration(iteration, states[iteration - first - 1], grad)
+            return self._reverse_iteration(first, state, grad)
+        if slots == 0:
+            for iteration in range(last - 1, first, -1):
+                entered_by = self.backend.forward(self.call, state, first, iteration, Store())
+                grad = self._reverse_iteration(iteration, entered_by, grad)
+            return self._reverse_iteration(first, state, grad)
+        middle = first + split(length, slots)
+        middle_state = self.backend.forward(self.call, state, first, middle, Store())
+        grad = self._reverse_segment(middle, last, middle_state, slots - 1, grad)
+        del middle_state
+        return self._reverse_segment(first, middle, state, slots, grad)
+
+    def _reverse_iteration(self, iteration: int, state: Tensor, grad: Tensor) -> Tensor:
+        tapes = None
+        if self.problem.tape_maps:
+            tapes = empty_maps(self.problem.tape_maps, state)
+            self.backend.tape(self.call, state, iteration, tapes)
+        return self._reverse_run(iteration, iteration + 1, state, None, tapes, grad)
