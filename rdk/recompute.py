@@ -43,7 +43,10 @@ def backward(
 
 
 class _Reversal:
-    """One backward: the taped part, then the segments, last first."""
+    """One backward: the taped part, then the segments, last first.
+
+    The gradient under way is an attribute, not an argument: a caller's frame would keep the one that it passed on alive.
+    """
 
     def __init__(
         self, backend: Backend, call: Call, schedule: Schedule, x: Tensor, out: Tensor, kept: Tensor, needs: Needs
@@ -62,18 +65,20 @@ class _Reversal:
         n, start = self.problem.iterations, self.problem.iterations - self.schedule.taped
         if self.problem.return_states:
             self.state_grads = grad_out
-            grad = self._before_relu(grad_out[n - 1], self.out[n - 1])
+            self.grad = self._before_relu(grad_out[n - 1], self.out[n - 1])
         else:
-            grad = self._before_relu(grad_out, self.out)
+            self.grad = self._before_relu(grad_out, self.out)
+        del grad_out
         if self.schedule.taped:
             tapes = self.kept_tapes if self.problem.tape_maps else None
-            grad = self._reverse_run(start, n, self._state(start), self._known_states(start, n), tapes, grad)
+            self._reverse_run(start, n, self._state(start), self._known_states(start, n), tapes)
         bounds = segment_bounds(n, self.schedule)
         if self.problem.tape_maps == 0 and start == len(bounds) - 1 > 0:  # every state is known: one run, no tape
-            return self._reverse_run(0, start, self.x, self._known_states(0, start), None, grad)
-        for first, last in reversed(list(zip(bounds, bounds[1:], strict=False))):
-            grad = self._reverse_segment(first, last, self._state(first), self.schedule.slots, grad)
-        return grad
+            self._reverse_run(0, start, self.x, self._known_states(0, start), None)
+        else:
+            for first, last in reversed(list(zip(bounds, bounds[1:], strict=False))):
+                self._reverse_segment(first, last, self._state(first), self.schedule.slots)
+        return self.grad
 
     def _before_relu(self, grad: Tensor, state: Tensor) -> Tensor:
         if not self.problem.stages[-1].relu:
@@ -97,38 +102,44 @@ class _Reversal:
         return None if slot is None else self.kept_states[slot : slot + last - first - 1]
 
     def _reverse_run(
-        self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None, grad: Tensor
-    ) -> Tensor:
-        return self.gradients.run(first, last, state, states, tapes, grad, self.state_grads)
+        self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None
+    ) -> None:
+        self.grad = self.gradients.run(first, last, state, states, tapes, self.grad, self.state_grads)
 
-    def _reverse_segment(self, first: int, last: int, state: Tensor, slots: int, grad: Tensor) -> Tensor:
+    def _reverse_segment(self, first: int, last: int, state: Tensor, slots: int) -> None:
         """Revolve (Griewank & Walther 2000) over iterations first … last-1, entered by `state`."""
         length = last - first
         if length == 1:
-            return self._reverse_iteration(first, state, grad)
-        if slots >= length - 1:
-            states = empty_maps(length - 1, state)
-            store = Store(positions=range(first + 1, last), states=states)
-            self.backend.forward(self.call, state, first, last - 1, store)
-            if self.problem.tape_maps == 0:
-                return self._reverse_run(first, last, state, states, None, grad)
+            self._reverse_iteration(first, state)
+        elif slots >= length - 1:
+            self._reverse_with_all_states(first, last, state)
+        elif slots == 0:
             for iteration in range(last - 1, first, -1):
-                grad = self._reverse_iteration(iteration, states[iteration - first - 1], grad)
-            return self._reverse_iteration(first, state, grad)
-        if slots == 0:
-            for iteration in range(last - 1, first, -1):
-                entered_by = self.backend.forward(self.call, state, first, iteration, Store())
-                grad = self._reverse_iteration(iteration, entered_by, grad)
-            return self._reverse_iteration(first, state, grad)
-        middle = first + split(length, slots)
-        middle_state = self.backend.forward(self.call, state, first, middle, Store())
-        grad = self._reverse_segment(middle, last, middle_state, slots - 1, grad)
-        del middle_state
-        return self._reverse_segment(first, middle, state, slots, grad)
+                self._reverse_iteration(iteration, self.backend.forward(self.call, state, first, iteration, Store()))
+            self._reverse_iteration(first, state)
+        else:
+            middle = first + split(length, slots)
+            self._reverse_segment(
+                middle, last, self.backend.forward(self.call, state, first, middle, Store()), slots - 1
+            )
+            self._reverse_segment(first, middle, state, slots)
 
-    def _reverse_iteration(self, iteration: int, state: Tensor, grad: Tensor) -> Tensor:
+    def _reverse_with_all_states(self, first: int, last: int, state: Tensor) -> None:
+        """The segment's states are computed once and held together."""
+        length = last - first
+        states = empty_maps(length - 1, state)
+        store = Store(positions=range(first + 1, last), states=states)
+        self.backend.forward(self.call, state, first, last - 1, store)
+        if self.problem.tape_maps == 0:
+            self._reverse_run(first, last, state, states, None)
+            return
+        for iteration in range(last - 1, first, -1):
+            self._reverse_iteration(iteration, states[iteration - first - 1])
+        self._reverse_iteration(first, state)
+
+    def _reverse_iteration(self, iteration: int, state: Tensor) -> None:
         tapes = None
         if self.problem.tape_maps:
             tapes = empty_maps(self.problem.tape_maps, state)
             self.backend.tape(self.call, state, iteration, tapes)
-        return self._reverse_run(iteration, iteration + 1, state, None, tapes, grad)
+        self._reverse_run(iteration, iteration + 1, state, None, tapes)
