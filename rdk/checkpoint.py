@@ -85,8 +85,15 @@ def kept_positions(iterations: int, schedule: Schedule) -> list[int]:
 
 def advances(iterations: int, schedule: Schedule) -> int:
     """Iterations that the backward runs again to get states back (taping runs are not counted here)."""
-    bounds = segment_bounds(iterations, schedule)
-    return sum(reversal_cost(b - a, schedule.slots) for a, b in zip(bounds, bounds[1:], strict=False))
+    untaped = iterations - schedule.taped
+    segments = schedule.kept + (0 if schedule.taped else 1)
+    return _even_cost(untaped, segments, schedule.slots) if untaped else 0
+
+
+def _even_cost(length: int, segments: int, slots: int) -> int:
+    """Iterations run again to reverse `segments` even segments, each with all the slots."""
+    short, longer = divmod(length, segments)
+    return longer * reversal_cost(short + 1, slots) + (segments - longer) * reversal_cost(short, slots)
 
 
 def recomputed_convolutions(problem: Problem, schedule: Schedule) -> int:
@@ -132,16 +139,17 @@ def binomial(iterations: int, states: int) -> Schedule:
     """checkpoint=k: the split of k states into kept and slots that runs the fewest iterations again."""
     if states >= iterations - 1:
         return Schedule(kept=max(iterations - 1, 0), slots=0, taped=0)
-    candidates = (Schedule(kept=kept, slots=states - kept, taped=0) for kept in range(states, -1, -1))
-    return min(candidates, key=lambda schedule: advances(iterations, schedule))
+    kept = min(range(states, -1, -1), key=lambda kept: _even_cost(iterations, kept + 1, states - kept))
+    return Schedule(kept=kept, slots=states - kept, taped=0)
 
 
+@lru_cache(maxsize=4096)
 def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Schedule:
     """The schedule with the least recomputation whose peak bytes are within the budget.
 
     fixed_bytes is what the backend holds whatever the schedule. When all states fit, the rest of the budget tapes as many
-    of the last iterations as it can; else taping one iteration would cost more states, each worth at least one iteration
-    run again, than it saves.
+    of the last iterations as it can. When they don't, taping one iteration costs more states, each worth at least one
+    iteration run again, than it saves; except where tapes rebuild the states: there every number of taped iterations is tried.
     Raises BudgetError, naming the smallest budget that fits.
     """
     iterations = problem.iterations
@@ -152,10 +160,17 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
     all_states = Schedule(kept=iterations - 1, slots=0, taped=0)
     if peak(all_states) <= memory_budget or problem.return_states:
         return _most_taped(iterations, peak, memory_budget)
-    states = (memory_budget - peak(Schedule(0, 0, 0))) // max(problem.map_bytes, 1)
-    if states < 0:
-        raise _too_small(peak(Schedule(0, 0, 0)), memory_budget)
-    return binomial(iterations, states)
+    candidates = []
+    for taped in range(iterations if problem.state_is_rebuilt else 1):
+        least = Schedule(kept=1 if taped else 0, slots=0, taped=taped)
+        states = (memory_budget - peak(least)) // max(problem.map_bytes, 1)
+        if states < 0:
+            break
+        schedule = binomial(iterations - taped, states)
+        candidates.append(Schedule(kept=schedule.kept + least.kept, slots=schedule.slots, taped=taped))
+    if not candidates:
+        raise _too_small(peak(Schedule(kept=0, slots=0, taped=0)), memory_budget)
+    return min(candidates, key=lambda schedule: recomputed_convolutions(problem, schedule))
 
 
 def _most_taped(iterations: int, peak: Callable[[Schedule], int], memory_budget: int) -> Schedule:

@@ -50,13 +50,18 @@ def state(x: Any, weight: Tensor, owner: str) -> None:
         raise TypeError(f"{owner}: the input must have a floating-point dtype, got {x.dtype}. Convert it with x.float().")
 
 
-def same_device_and_dtype(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
-    """Raises ValueError for a tensor on another device than the input, TypeError for one of another dtype."""
+def same_device(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
+    """Raises ValueError for a tensor on another device than the input."""
     for name, tensor in others:
         if tensor.device != x.device:
             raise ValueError(
                 f"{owner}: the input is on {x.device}, {name} on {tensor.device}. Move one of them with .to(device)."
             )
+
+
+def same_dtype(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
+    """Raises TypeError for a tensor of another dtype than the input."""
+    for name, tensor in others:
         if tensor.dtype != x.dtype:
             raise TypeError(
                 f"{owner}: the input has dtype {x.dtype}, {name} has {tensor.dtype}. "

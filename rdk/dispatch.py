@@ -30,8 +30,9 @@ class BackendError(RuntimeError):
     """The backend asked for cannot run the problem, or cannot run here."""
 
 
-_requested: str | None = None
-_cpu_precision: str | None = None
+# what use_backend and set_cpu_precision change; plain globals, so that torch.compile guards on them
+_requested = env.read("RDK_BACKEND")
+_cpu_precision = env.read("RDK_CPU_PRECISION")
 
 
 def check_name(name: str) -> None:
@@ -61,16 +62,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def requested(backend: str = "auto") -> str:
-    """The backend in force for a call that asks for `backend`: its own word, use_backend's, then RDK_BACKEND's."""
+    """The backend in force for a call that asks for `backend`: its own word, else use_backend's, else RDK_BACKEND's."""
     check_name(backend)
-    if backend != "auto":
-        return backend
-    return _requested if _requested is not None else _from_environment("RDK_BACKEND")
-
-
-@lru_cache(maxsize=None)
-def _from_environment(name: str) -> str:
-    return env.read(name)
+    return _requested if backend == "auto" else backend
 
 
 def set_cpu_precision(precision: str) -> None:
@@ -87,7 +81,7 @@ def set_cpu_precision(precision: str) -> None:
 def precision_of(device: torch.device, dtype: torch.dtype) -> str:
     """The arithmetic in force: the cpu backend's mode, or PyTorch's own TF32 switch for convolutions on CUDA."""
     if device.type == "cpu":
-        return _cpu_precision if _cpu_precision is not None else _from_environment("RDK_CPU_PRECISION")
+        return _cpu_precision
     if device.type == "cuda" and dtype == torch.float32:
         return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
     return "exact"

@@ -137,14 +137,9 @@ def prepare(
         checks.owned(stage, number, start, iterations, owner)
     weights, biases = _parameters(stages, start, iterations)
     norm_modules = _norms(stages, start, iterations)
+    checks.same_device(x, _named(inject, weights, biases), owner)
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
-    checks.same_device_and_dtype(
-        x,
-        [("the weight", weight) for weight in weights]
-        + [("the bias", bias) for bias in biases]
-        + ([("inject", inject)] if inject is not None else []),
-        owner,
-    )
+    checks.same_dtype(x, _named(inject, weights, biases), owner)
     tensors = [x, *weights, *biases, *(p for norm in norm_modules for p in norm.parameters())]
     if inject is not None:
         tensors.append(inject)
@@ -179,6 +174,12 @@ def problem_of(call: Prepared) -> Problem:
         dispatch.precision_of(call.x.device, call.x.dtype),
         call.needs_grad,
     )
+
+
+def _named(inject: Tensor | None, weights: list[Tensor], biases: list[Tensor]) -> list[tuple[str, Tensor]]:
+    """The tensors of a call beside x, as error messages name them."""
+    named = [("the weight", weight) for weight in weights] + [("the bias", bias) for bias in biases]
+    return named if inject is None else [*named, ("inject", inject)]
 
 
 def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -226,7 +227,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Casts once to the autocast dtype in force; float64 stays, as for nn.Conv2d."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return x, inject, weights, biases
     dtype = torch.get_autocast_dtype(kind)
 

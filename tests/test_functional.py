@@ -1,0 +1,402 @@
+"""rdk.functional.recurrent: every option and schedule against plain float64 PyTorch, layouts, and bad input."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import UNIT, assert_close, plain_eager, relative, step, upstream
+from torch import nn
+
+import rdk
+from rdk import functional
+from rdk.functional import Stage, recurrent
+
+
+def hand_written(module: Any, x: torch.Tensor, inject: torch.Tensor | None = None) -> torch.Tensor:
+    """The formulas of the README, from nothing but torch.nn.functional."""
+    for t in range(module.iterations):
+        entered = []
+        for s, stage in enumerate(module.functional_stages()):
+            entered.append(x)
+            weight = stage.weight if isinstance(stage.weight, torch.Tensor) else stage.weight[t]
+            bias = stage.bias if stage.bias is None or isinstance(stage.bias, torch.Tensor) else stage.bias[t]
+            if weight.dim() == 2:
+                z = x @ weight.T + (0 if bias is None else bias)
+            else:
+                z = nn.functional.conv2d(x, weight, bias, padding=stage.dilation, dilation=stage.dilation)
+            if stage.norm is not None:
+                norm = stage.norm[t]
+                axes = [d for d in range(z.dim()) if d != 1]
+                shape = [1, -1, *[1] * (z.dim() - 2)]
+                mean = z.mean(axes) if norm.training else norm.running_mean
+                variance = z.var(axes, unbiased=False) if norm.training else norm.running_var
+                z = (z - mean.view(shape)) / (variance.view(shape) + norm.eps).sqrt()
+                z = z * norm.weight.view(shape) + norm.bias.view(shape)
+            if s == 0 and inject is not None:
+                z = z + inject
+            if stage.skip is not None:
+                z = z + entered[stage.skip]
+            x = z.clamp_min(0) if stage.relu else z
+    return x
+
+
+MODULES: list[tuple[type, dict[str, Any]]] = [
+    (rdk.RecurrentConv, {}),
+    (rdk.RecurrentConv, {"bias": False, "dilation": 2}),
+    (rdk.RecurrentConv, {"tied": False}),
+    (rdk.RecurrentConv, {"norm": "batch"}),
+    (rdk.RecurrentConv, {"norm": "batch", "tied": False, "bias": False}),
+    (rdk.RecurrentResidual, {}),
+    (rdk.RecurrentResidual, {"blocks": 1, "bias": True, "dilation": [3, 1]}),
+    (rdk.RecurrentResidual, {"recall": True}),
+    (rdk.RecurrentResidual, {"recall": True, "blocks": 1, "norm": "batch", "bias": True}),
+    (rdk.RecurrentResidual, {"norm": "batch"}),
+    (rdk.RecurrentResidual, {"norm": "batch", "tied": False}),
+    (rdk.RecurrentLinear, {}),
+    (rdk.RecurrentLinear, {"norm": "batch", "tied": False}),
+]
+IDS = [f"{cls.__name__}-{'-'.join(f'{k}={v}' for k, v in kw.items()) or 'plain'}" for cls, kw in MODULES]
+
+
+def state_for(module: Any, n: int = 2, h: int = 5, w: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if isinstance(module, rdk.RecurrentLinear):
+        return torch.randn(n * h, module.features, generator=generator, dtype=torch.float64)
+    return torch.randn(n, module.channels, h, w, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cls,kw", MODULES, ids=IDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_plain_path_computes_the_formulas(cls: type, kw: dict[str, Any], training: bool) -> None:
+    torch.manual_seed(0)
+    module = cls(5, 3, **kw, backend="eager").double().train(training)
+    for norm in module.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2.0)
+            nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    x = state_for(module)
+    inject = torch.randn_like(x)
+    expected = hand_written(copy.deepcopy(module), x, inject)
+    assert relative(module(x, inject=inject), expected) < 1e-13
+
+
+@pytest.mark.parametrize("cls,kw", MODULES, ids=IDS)
+@pytest.mark.parametrize("checkpoint", [0, 1, 2, 4, 6, 50, "sqrt", "none"])
+@pytest.mark.parametrize("return_states", [False, True])
+def test_every_schedule_gives_plain_autograds_gradients(
+    cls: type, kw: dict[str, Any], checkpoint: Any, return_states: bool
+) -> None:
+    torch.manual_seed(1)
+    module = cls(4, 7, **kw, checkpoint=checkpoint, backend="eager").double()
+    x = state_for(module)
+    inject = torch.randn_like(x)
+    expected = step(plain_eager(module), x, inject, return_states=return_states)
+    got = step(module, x, inject, return_states=return_states)
+    assert_close(got, expected, 1e-11)
+
+
+@given(
+    n=st.integers(1, 3),
+    channels=st.integers(1, 6),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    iterations=st.integers(1, 9),
+    states=st.integers(0, 9),
+    dilation=st.integers(1, 3),
+    blocks=st.integers(1, 2),
+    recall=st.booleans(),
+    tied=st.booleans(),
+    channels_last=st.booleans(),
+    with_inject=st.booleans(),
+)
+def test_any_shape_and_schedule(
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    iterations: int,
+    states: int,
+    dilation: int,
+    blocks: int,
+    recall: bool,
+    tied: bool,
+    channels_last: bool,
+    with_inject: bool,
+) -> None:
+    torch.manual_seed(iterations)
+    module = rdk.RecurrentResidual(
+        channels,
+        iterations,
+        blocks=blocks,
+        recall=recall,
+        tied=tied,
+        dilation=dilation,
+        checkpoint=states,
+        backend="eager",
+        dtype=torch.float64,
+    )
+    x = torch.randn(n, channels, height, width, dtype=torch.float64)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    inject = torch.randn(n, channels, height, width, dtype=torch.float64) if with_inject else None
+    expected = step(plain_eager(module), x, inject)
+    assert_close(step(module, x, inject), expected, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kw", [{}, {"norm": "batch"}, {"recall": True}])
+@pytest.mark.parametrize("checkpoint", ["none", 2])
+def test_error_is_at_most_1_5_times_eagers(dtype: torch.dtype, kw: dict[str, Any], checkpoint: Any) -> None:
+    torch.manual_seed(2)
+    module = rdk.RecurrentResidual(8, 4, **kw, checkpoint=checkpoint, backend="eager").to(dtype)
+    x = torch.randn(3, 8, 7, 6).to(dtype)
+    exact = copy.deepcopy(plain_eager(module)).double()
+    reference = step(exact, x.double())
+    eager = step(plain_eager(module), x)
+    if checkpoint == "none":  # the operator itself, which the plain path goes around
+        call = functional.prepare(x, module.functional_stages(), 4, 0, None, False, "none", None, "test")
+        mine = {"output": functional._operator(call, "eager").detach()}
+    else:
+        mine = step(module, x)
+    for name in mine:
+        if name == "output":  # gradients pass through ReLU masks that rounding may flip: compared in float64 elsewhere
+            allowed = max(1.5 * relative(eager[name], reference[name]), 4 * UNIT[dtype])
+            assert relative(mine[name], reference[name]) <= allowed
+        assert mine[name].isfinite().all()
+
+
+@pytest.mark.parametrize("checkpoint", ["auto", 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_memory_format_of_the_input_is_kept(checkpoint: Any, channels_last: bool) -> None:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    module = rdk.RecurrentConv(4, 3, checkpoint=checkpoint, backend="eager")
+    x = torch.randn(2, 4, 5, 6).to(memory_format=form).requires_grad_()
+    y = module(x)
+    assert y.is_contiguous(memory_format=form)
+    y.sum().backward()
+    if checkpoint != "auto":
+        assert x.grad is not None and x.grad.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: g[:1, :1, :1, :1].expand_as(g),
+        lambda g: torch.cat([g, g], 1)[:, ::2],
+        lambda g: g.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+        lambda g: g.contiguous(memory_format=torch.channels_last),
+    ],
+    ids=["expanded", "sliced", "permuted", "channels_last"],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_upstream_gradient_of_any_strides(change: Any, channels_last: bool, norm: str | None) -> None:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    module = rdk.RecurrentResidual(6, 4, blocks=1, checkpoint=2, backend="eager", norm=norm).double()
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64).to(memory_format=form)
+    grad = change(torch.randn(3, 6, 5, 4, dtype=torch.float64))
+    before = grad.clone()
+    results = []
+    for one in (module, plain_eager(module)):
+        leaf = x.clone().requires_grad_()
+        one(leaf).backward(grad)
+        results.append([leaf.grad, *(p.grad for p in one.parameters())])
+    for got, expected in zip(*results, strict=True):
+        assert relative(got, expected) < 1e-11
+    assert torch.equal(grad, before)
+
+
+@pytest.mark.parametrize("checkpoint", ["auto", 2])
+def test_nothing_given_is_written_to(checkpoint: Any) -> None:
+    module = rdk.RecurrentResidual(4, 5, recall=True, checkpoint=checkpoint, backend="eager")
+    tensors = [torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last) for _ in range(3)]
+    copies = [tensor.clone() for tensor in tensors]
+    parameters = [p.clone() for p in module.parameters()]
+    x, inject, grad = tensors
+    module(x.requires_grad_(), inject=inject.requires_grad_()).backward(grad)
+    for now, before in zip([*tensors, *module.parameters()], [*copies, *parameters], strict=True):
+        assert torch.equal(now, before)
+
+
+def test_gradients_are_wanted_or_not() -> None:
+    module = rdk.RecurrentResidual(4, 5, checkpoint=2, backend="eager").double()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    expected = step(plain_eager(module), x)
+    y = module(x)  # the input wants none
+    y.backward(upstream(y.shape, y.dtype))
+    for name, parameter in module.named_parameters():
+        assert relative(parameter.grad, expected[f"gradient of {name}"]) < 1e-12
+    module.zero_grad()
+    module.requires_grad_(False)
+    module.stages[1].weight.requires_grad_(True)
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    y.backward(upstream(y.shape, y.dtype))
+    assert relative(leaf.grad, expected["input gradient"]) < 1e-12
+    assert [p.grad is not None for p in module.parameters()] == [False, True, False, False]
+
+
+def test_a_graph_kept_by_retain_graph_gives_the_same_gradients_again() -> None:
+    module = rdk.RecurrentConv(4, 9, checkpoint=3, backend="eager")
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    y = module(x)
+    (first,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (second,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", 2, "sqrt"])
+def test_recomputed_states_have_the_bits_of_the_forward(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rdk.backends import eager
+
+    seen: dict[int, list[torch.Tensor]] = {}
+    original = eager.EagerBackend._iteration
+
+    def record(self: Any, call: Any, state: Any, iteration: int, *rest: Any, **kw: Any) -> Any:
+        seen.setdefault(iteration, []).append(state.clone())
+        return original(self, call, state, iteration, *rest, **kw)
+
+    monkeypatch.setattr(eager.EagerBackend, "_iteration", record)
+    for norm in (None, "batch"):
+        seen.clear()
+        module = rdk.RecurrentResidual(16, 6, norm=norm, checkpoint=2, backend="eager")
+        module(torch.randn(2, 16, 9, 7, requires_grad=True)).sum().backward()
+        assert max(len(states) for states in seen.values()) > 1
+        for states in seen.values():
+            assert all(torch.equal(states[0], other) for other in states)
+
+
+def test_linear_takes_any_leading_dimensions() -> None:
+    module = rdk.RecurrentLinear(6, 4).double()
+    x, inject = torch.randn(2, 3, 5, 6).double(), torch.randn(2, 3, 5, 6).double()
+    flat = module(x.view(-1, 6), inject=inject.view(-1, 6))
+    assert relative(module(x, inject=inject), flat.view_as(x)) < 1e-15
+    assert module(x[0, 0, 0]).shape == (6,)
+    assert module(x, return_states=True).shape == (4, 2, 3, 5, 6)
+
+
+def test_empty_and_smallest_inputs() -> None:
+    module = rdk.RecurrentConv(3, 4, checkpoint=2)
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    assert module(x, iterations=0) is x
+    assert module(x, iterations=0, return_states=True).shape == (0, 2, 3, 5, 5)
+    empty = torch.empty(0, 3, 5, 5, requires_grad=True)
+    y = module(empty)
+    y.sum().backward()
+    assert y.shape == empty.shape and empty.grad is not None
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+    assert module(torch.randn(1, 3, 1, 1)).shape == (1, 3, 1, 1)
+    assert rdk.RecurrentConv(3, 4)(torch.randn(5, 5, 3, 2).permute(3, 2, 0, 1)).shape == (2, 3, 5, 5)
+
+
+def test_stages_of_different_kinds_share_one_call() -> None:
+    """A tied and an untied stage, one with a bias and one without, the last one linear."""
+    w = [torch.randn(4, 4, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    b = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    stages = [Stage(w[0], b), Stage(w[1:], relu=False, skip=1)]
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    leaves = [x, b, *w]
+    results = []
+    for checkpoint in ("none", 1):
+        y = recurrent(x, stages, 3, checkpoint=checkpoint, backend="eager")
+        results.append([y, *torch.autograd.grad(y, leaves, upstream(y.shape, y.dtype))])
+    h = x
+    for t in range(3):
+        h = torch.relu(nn.functional.conv2d(h, w[0], b, padding=1))
+        h = nn.functional.conv2d(h, w[1 + t], padding=1) + h
+    for plain, checkpointed in zip(*results, strict=True):
+        assert relative(checkpointed, plain) < 1e-12
+    assert relative(results[0][0], h) < 1e-13
+
+
+X = torch.zeros(2, 4, 5, 5)
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (torch.zeros(2, 3, 5, 5), {}, ValueError, "input has 3 channels, the layer was built for 4"),
+    (torch.zeros(4, 5, 5), {}, ValueError, r"must be 4-d, \(N, C, H, W\), got shape \(4, 5, 5\)"),
+    (torch.zeros(2, 4, 5, 5, dtype=torch.int64), {}, TypeError, "floating-point dtype, got torch.int64"),
+    (X.double(), {}, TypeError, "input has dtype torch.float64, the weight has torch.float32"),
+    (X.to("meta"), {}, ValueError, "input is on meta, the weight on cpu"),
+    ([1, 2], {}, TypeError, "must be a torch.Tensor, got list"),
+    (X, {"iterations": -1}, ValueError, "iterations must not be negative, got -1"),
+    (X, {"iterations": 2.0}, TypeError, "iterations must be an integer, got 2.0 of type float"),
+    (X, {"iterations": True}, TypeError, "iterations must be an integer, got True"),
+    (X, {"start": -2}, ValueError, "start must not be negative, got -2"),
+    (X, {"inject": torch.zeros(2, 4, 5, 4)}, ValueError, r"shape \(2, 4, 5, 5\), got \(2, 4, 5, 4\)"),
+    (X, {"inject": 3}, TypeError, "inject must be a torch.Tensor, got int"),
+]
+
+
+@pytest.mark.parametrize("x,kw,error,words", BAD, ids=[words[:30] for *_, words in BAD])
+def test_bad_input_gets_a_sentence_and_changes_nothing(
+    x: Any, kw: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    module = rdk.RecurrentConv(4, 3)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(error, match=words) as caught:
+        module(x, **kw)
+    assert str(caught.value).startswith("rdk.RecurrentConv: ")
+    assert all(torch.equal(now, before[name]) for name, now in module.state_dict().items())
+
+
+@pytest.mark.parametrize("kw", [{"tied": False}, {"norm": "batch"}])
+def test_more_iterations_than_owned(kw: dict[str, Any]) -> None:
+    module = rdk.RecurrentConv(4, 3, **kw)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match="iterations=50 needs 50 .* but stage 0 owns 3"):
+        module(X, iterations=50)
+    with pytest.raises(ValueError, match="iterations=2 from start=2 needs 4 .* owns 3.*at most 1 iterations"):
+        module(X, iterations=2, start=2)
+    assert all(torch.equal(now, before[name]) for name, now in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "kw,error,words",
+    [
+        ({"checkpoint": "half"}, ValueError, "checkpoint must be one of .* got 'half'"),
+        ({"checkpoint": -1}, ValueError, "checkpoint must not be negative, got -1"),
+        ({"checkpoint": 1.5}, TypeError, "checkpoint must be .* got 1.5"),
+        ({"checkpoint": 2, "memory_budget": 100}, ValueError, "checkpoint=2 or memory_budget=100, not both"),
+        ({"memory_budget": "1GB"}, TypeError, "memory_budget must be a number of bytes .* got '1GB'"),
+        ({"memory_budget": -5}, ValueError, "memory_budget must not be negative, got -5"),
+        ({"backend": "numpy"}, ValueError, "unknown backend 'numpy'"),
+        ({"norm": "layer"}, ValueError, "norm must be None or 'batch', got 'layer'"),
+        ({"dilation": 0}, ValueError, "dilation must be an integer of at least 1, got 0"),
+        ({"dilation": [1, 2]}, ValueError, r"one per stage \(1\), got 2 values"),
+    ],
+)
+def test_bad_settings_get_a_sentence(kw: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        rdk.RecurrentConv(4, 3, **kw)
+
+
+def test_bad_sizes_get_a_sentence() -> None:
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        rdk.RecurrentConv(0, 3)
+    with pytest.raises(TypeError, match="channels must be an integer, got 2.5"):
+        rdk.RecurrentConv(2.5, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="blocks must be at least 1, got 0"):
+        rdk.RecurrentResidual(4, 3, blocks=0)
+    with pytest.raises(ValueError, match="stages is empty"):
+        recurrent(X, [], 3)
+    with pytest.raises(ValueError, match=r"must be \(4, 4, 3, 3\); stage 0 has shape \(4, 4, 5, 5\)"):
+        recurrent(X, [Stage(torch.zeros(4, 4, 5, 5))], 3)
+    with pytest.raises(ValueError, match="skip names the stage whose input is added"):
+        recurrent(X, [Stage(torch.zeros(4, 4, 3, 3), skip=1)], 3)
+
+
+def test_budget_too_small_names_the_smallest_that_fits() -> None:
+    module = rdk.RecurrentConv(4, 20, memory_budget=10, backend="eager")
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    with pytest.raises(rdk.BudgetError, match="memory_budget is 10 bytes") as caught:
+        module(x)
+    smallest = int(str(caught.value).split(" is ")[2].split(" bytes")[0])
+    module.memory_budget = smallest
+    module(x).sum().backward()
+    module.memory_budget = smallest - 1
+    with pytest.raises(rdk.BudgetError):
+        module(x)
