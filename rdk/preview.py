@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rdk import checkpoint as planner
 from rdk import checks, dispatch, functional, ops
+from rdk.backends import eager
 from rdk.backends.base import Problem, StageSpec
 from rdk.modules import Recurrent
 
@@ -121,11 +122,12 @@ def _planned(problem: Problem, backend: str, kind: str, amount: int) -> Plan:
     n, stages = problem.iterations, len(problem.stages)
     fixed = ops.fixed_bytes(problem, backend)
     schedule = planner.resolve(problem, kind, amount, fixed) if n else planner.everything(0)
-    maps = planner.kept_maps(problem, schedule)
+    kept = planner.kept_maps(problem, schedule)
+    live = planner.live_maps(problem, schedule)
     if backend == "eager" and kind == "none":
         # autograd's own: the input of every convolution and, with norm, of every norm
-        maps = max(n * stages * (2 if problem.norm else 1) - 1, 0)
-    peak = maps + planner.live_maps(problem, schedule) - planner.kept_maps(problem, schedule)
+        kept = live = max(n * stages * (2 if problem.norm else 1) - 1, 0)
+        fixed = eager.PLAIN_WORKSPACE_MAPS * problem.map_bytes
     return Plan(
         backend=backend,
         checkpoint=kind,
@@ -133,8 +135,8 @@ def _planned(problem: Problem, backend: str, kind: str, amount: int) -> Plan:
         states=tuple(planner.kept_positions(n, schedule)),
         slots=schedule.slots,
         taped_iterations=schedule.taped,
-        bytes_kept=maps * problem.map_bytes,
-        bytes_peak=peak * problem.map_bytes + fixed,
+        bytes_kept=kept * problem.map_bytes,
+        bytes_peak=live * problem.map_bytes + fixed,
         recompute=planner.recomputed_convolutions(problem, schedule) / max(n * stages, 1),
     )
 

@@ -12,6 +12,9 @@ from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Proble
 
 aten = torch.ops.aten
 
+# maps that plain autograd holds at its peak beside those it keeps: a sum, its gradient, copies in the other memory layout
+PLAIN_WORKSPACE_MAPS = 4
+
 
 def plain(
     problem: Problem,
@@ -63,11 +66,16 @@ class EagerBackend:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """Forward and backward hold a stage's input, its sum and its result, the open skips, and one more of each for
-        the gradient; a copy in the other memory layout; and, for half types with norm, maps in float32."""
-        skips = 1 if any(stage.skip is not None for stage in problem.stages) else 0
-        maps = 6 + 2 * skips + (len(problem.stages) if problem.norm else 0)
-        return maps * problem.map_bytes
+        """A stage's input, sum and result, or their gradients, and a copy of input and output in the other memory layout;
+        the open skips and their gradients; with norm the stages' inputs built again. Beside maps: products with the
+        weight in PyTorch's own layout, and, for half types, parameter gradients summed in float32."""
+        stages = len(problem.stages)
+        maps = 5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0) + (stages if problem.norm else 0)
+        weight = problem.channels**2 * (9 if problem.kind == "conv" else 1)
+        sums = 0
+        if problem.dtype.itemsize < 4:
+            sums = 4 * weight * stages * (1 if problem.tied else problem.iterations)
+        return maps * problem.map_bytes + 3 * weight * problem.dtype.itemsize + sums
 
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         slot_of = {position: slot for slot, position in enumerate(store.positions)}

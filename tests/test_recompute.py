@@ -1,0 +1,129 @@
+"""Memory of a training step, measured: constant in n under a schedule, and never above what rdk.plan says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close, peak_bytes, plain_eager, step
+
+import rdk
+
+CASES: list[tuple[type, dict[str, Any]]] = [
+    (rdk.RecurrentConv, {}),
+    (rdk.RecurrentResidual, {}),
+    (rdk.RecurrentResidual, {"recall": True}),
+    (rdk.RecurrentResidual, {"norm": "batch"}),
+    (rdk.RecurrentConv, {"norm": "batch"}),
+    (rdk.RecurrentLinear, {}),
+]
+
+
+def state(module: Any, channels_last: bool = True) -> torch.Tensor:
+    if isinstance(module, rdk.RecurrentLinear):
+        return torch.randn(2 * 20 * 20, 16)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.randn(2, 16, 20, 20).to(memory_format=form)
+
+
+def held_maps(module: Any, x: torch.Tensor, **kw: Any) -> float:
+    """Peak maps that a training step holds beside parameters, their gradients, input, output and their gradients."""
+
+    def run() -> None:
+        leaf = x.detach().requires_grad_()
+        y = module(leaf, **kw)
+        y.backward(torch.ones_like(y))
+
+    run()
+    module.zero_grad()
+    outside = sum(p.numel() * p.element_size() for p in module.parameters())
+    outside += 3 * x.numel() * x.element_size()  # output, its gradient, the input's gradient
+    return (peak_bytes(run) - outside) / (x.numel() * x.element_size())
+
+
+@pytest.mark.parametrize("cls,kw", CASES)
+@pytest.mark.parametrize("states", [0, 3, 9])
+def test_extra_memory_with_k_states_is_constant_in_n(cls: type, kw: dict[str, Any], states: int) -> None:
+    held = []
+    for n in (12, 48):
+        module = cls(16, n, **kw, checkpoint=states, backend="eager")
+        # maps of one iteration: what its taping holds
+        held.append(held_maps(module, state(module)) - states - len(module.stages))
+    statistics = 0.1 * 36 if kw.get("norm") else 0.0  # (C,) means and variances per iteration: not maps, but not nothing
+    assert abs(held[1] - held[0]) <= 1.0 + statistics
+    assert max(held) <= 7.0 + statistics
+
+
+@pytest.mark.parametrize("cls,kw", CASES)
+@pytest.mark.parametrize("checkpoint", ["none", "sqrt", 0, 2, 5, 19])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_plan_is_an_upper_bound_and_a_close_one(
+    cls: type, kw: dict[str, Any], checkpoint: Any, channels_last: bool
+) -> None:
+    module = cls(16, 20, **kw, checkpoint=checkpoint, backend="eager")
+    x = state(module, channels_last)
+    planned = rdk.plan(module, x.shape).bytes_peak / (x.numel() * x.element_size())
+    measured = held_maps(module, x)
+    assert measured <= planned <= measured + 5.0
+
+
+@pytest.mark.parametrize("cls,kw", CASES)
+def test_a_budget_is_kept(cls: type, kw: dict[str, Any]) -> None:
+    module = cls(16, 12, **kw, backend="eager")
+    x = state(module)
+    size = x.numel() * x.element_size()
+    recomputed = []
+    least = rdk.plan(module, x.shape, checkpoint=0).bytes_peak
+    most = rdk.plan(module, x.shape, checkpoint="none").bytes_peak
+    for part in (0.0, 0.1, 0.3, 0.6, 1.6):
+        module.memory_budget = int(least + part * (most - least))
+        assert held_maps(module, x) * size <= module.memory_budget
+        recomputed.append(rdk.plan(module, x.shape).recompute)
+    assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] > recomputed[-1] == 0.0
+
+
+@pytest.mark.parametrize("return_states", [False, True])
+def test_a_partly_taped_budget_gives_the_right_gradients(return_states: bool) -> None:
+    for kw in ({}, {"norm": "batch"}, {"recall": True}):
+        torch.manual_seed(0)
+        module = rdk.RecurrentResidual(8, 6, **kw, backend="eager").double()
+        x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+        size = x.numel() * x.element_size()
+        expected = step(plain_eager(module), x, return_states=return_states)
+        start = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        seen = set()
+        for maps in range(10, 70):
+            module.memory_budget = maps * size
+            for name, buffer in module.named_buffers():
+                buffer.copy_(start[name])
+            try:
+                plan = rdk.plan(module, x.shape, return_states=return_states)
+            except rdk.BudgetError:
+                continue
+            if (plan.taped_iterations, plan.slots, len(plan.states)) not in seen:
+                seen.add((plan.taped_iterations, plan.slots, len(plan.states)))
+                assert_close(step(module, x, return_states=return_states), expected, 1e-11)
+        assert any(0 < taped < 6 for taped, _, _ in seen)
+
+
+def test_a_thousand_iterations_train() -> None:
+    torch.manual_seed(0)
+    module = rdk.RecurrentResidual(8, 1000, recall=True, checkpoint="sqrt", backend="eager")
+    x = torch.randn(1, 8, 8, 8)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    y = module(x.requires_grad_(), inject=x)
+    y.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    optimizer.step()
+    size = x.numel() * x.element_size()
+    assert rdk.plan(module, x.shape).bytes_peak < 100 * size < rdk.plan(module, x.shape, checkpoint="none").bytes_peak / 40
+
+
+def test_roll_out_without_gradients_holds_no_states() -> None:
+    module = rdk.RecurrentResidual(16, 200)
+    x = state(module)
+    with torch.no_grad():
+        module(x, iterations=2)
+        few, many = (peak_bytes(lambda n=n: module(x, iterations=n)) for n in (2, 200))
+    assert many == few <= 8 * x.numel() * x.element_size()
