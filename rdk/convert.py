@@ -22,6 +22,12 @@ class _Layer(NamedTuple):
     relu: bool
     skip: int | None
 
+    def shape(self) -> tuple[object, ...]:
+        """All but values and names: equal for layers that can be iterations of one stage."""
+        product = self.product
+        norm, bias, dilation = self.norm is not None, product.bias is not None, getattr(product, "dilation", None)
+        return tuple(product.weight.shape), dilation, bias, norm, self.relu, self.skip
+
 
 def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None = None, **settings: Any) -> Recurrent:
     """The recurrent module that repeats `block`.
@@ -61,7 +67,7 @@ def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None =
     layers = [_layers(one) for one in blocks]
     module = _empty(layers[0], iterations, tied, settings)
     for number, others in enumerate(layers):
-        if [layer[3:] for layer in others] != [layer[3:] for layer in layers[0]]:
+        if [layer.shape() for layer in others] != [layer.shape() for layer in layers[0]]:
             raise ValueError(f"rdk.from_module: block {number} of the list is not built like block 0.")
     _share(module, layers, iterations, tied)
     module.train(blocks[0].training)

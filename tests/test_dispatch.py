@@ -1,0 +1,167 @@
+"""Which backend runs a call: requests, refusals with reasons, measurements, and what explain and plan say of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rdk
+from rdk import dispatch, env, measured
+from rdk.backends.base import Problem
+
+X = torch.randn(2, 4, 5, 5)
+
+
+def problem(module: Any, x: torch.Tensor) -> Problem:
+    call = rdk.functional.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
+    return rdk.functional.problem_of(call)
+
+
+def missing_backend() -> tuple[str, str]:
+    """A backend that this machine lacks, and why."""
+    return next((name, reason) for name, reason in rdk.backends().items() if reason is not True)
+
+
+def test_every_backend_is_listed_with_its_reason() -> None:
+    found = rdk.backends()
+    assert list(found) == ["eager", "cpu", "triton", "cuda"] and found["eager"] is True
+    assert all(reason is True or (isinstance(reason, str) and len(reason) > 10) for reason in found.values())
+
+
+def test_a_backend_that_is_not_available_names_the_reason() -> None:
+    name, reason = missing_backend()
+    with pytest.raises(rdk.BackendError) as caught, rdk.use_backend(name):
+        pass
+    assert str(reason) in str(caught.value)
+    with pytest.raises(rdk.BackendError) as caught:
+        rdk.RecurrentConv(4, 3, backend=name)(X)
+    assert str(reason) in str(caught.value)
+
+
+def test_use_backend_holds_inside_the_block_only() -> None:
+    module = rdk.RecurrentConv(4, 3, checkpoint=1)
+    with rdk.use_backend("eager"):
+        assert dispatch.requested() == "eager" and dispatch.requested("cpu") == "cpu"
+        assert rdk.explain(module, X).reasons["cpu"] == "backend 'eager' was asked for"
+        with rdk.use_backend("auto"):
+            assert dispatch.requested() == "auto"
+        assert dispatch.requested() == "eager"
+    assert dispatch.requested() == "auto"
+    with pytest.raises(ValueError, match="unknown backend 'numpy'"), rdk.use_backend("numpy"):
+        pass
+    with pytest.raises(ZeroDivisionError), rdk.use_backend("eager"):
+        raise ZeroDivisionError
+    assert dispatch.requested() == "auto"
+
+
+def test_explain_says_what_would_run_and_why_not_the_rest() -> None:
+    module = rdk.RecurrentConv(4, 3, backend="eager")
+    shown = rdk.explain(module, X)
+    assert shown.forward == shown.backward == "eager (plain autograd)"
+    assert set(shown.reasons) == {"cpu", "triton", "cuda"}
+    assert "not cuda: " in str(shown)
+    module.checkpoint = 1
+    assert rdk.explain(module, X).backward == "eager"
+    with torch.no_grad():
+        assert rdk.explain(module, X).backward.startswith("none")
+    with pytest.raises(ValueError, match="the input has 3 channels"):
+        rdk.explain(module, torch.randn(2, 3, 5, 5))
+    with pytest.raises(TypeError, match="expected an rdk module, got Conv2d"):
+        rdk.explain(torch.nn.Conv2d(1, 1, 3), X)  # type: ignore[arg-type]
+
+
+def test_plan_says_what_a_step_keeps() -> None:
+    module = rdk.RecurrentResidual(8, 10, backend="eager")
+    size = 4 * 8 * 6 * 6 * 4
+    none = rdk.plan(module, (4, 8, 6, 6))
+    assert none.bytes_kept == 39 * size and none.recompute == 0.0
+    three = rdk.plan(module, (4, 8, 6, 6), checkpoint=3)
+    assert three.bytes_kept == 3 * size and three.states == (3, 6, 8) and three.recompute > 0
+    assert "3 iterations" not in str(three) and "recomputation" in str(three)
+    half = rdk.plan(module, (4, 8, 6, 6), torch.bfloat16, checkpoint=3)
+    assert half.bytes_kept == three.bytes_kept / 2
+    budget = rdk.plan(module, (4, 8, 6, 6), memory_budget=three.bytes_peak)
+    assert budget.bytes_peak <= three.bytes_peak and budget.recompute <= three.recompute
+    with pytest.raises(rdk.BudgetError, match="smallest that fits"):
+        rdk.plan(module, (4, 8, 6, 6), memory_budget=100)
+    with pytest.raises(ValueError, match="the input has 3 channels"):
+        rdk.plan(module, (4, 3, 6, 6))
+    assert rdk.plan(module, (4, 8, 6, 6), iterations=0).bytes_kept == 0
+    # a plan takes no memory, whatever the shape
+    assert rdk.plan(module, (100_000, 8, 1000, 1000), checkpoint="sqrt").bytes_kept > 10**12
+
+
+def table(speedup: float, **changes: Any) -> dict[str, Any]:
+    record = {
+        "kind": "conv", "pass": "training", "dtype": "float32", "precision": "fast", "channels": 4, "height": 5,
+        "width": 5, "batch": 2, "iterations": 3, "stages": 1, "speedup": speedup,
+    }  # fmt: skip
+    device = measured.device_name(torch.device("cpu"))
+    return {"format": 1, "backend": "cpu", "device": device, "measured_on": {}, "records": [record | changes]}
+
+
+def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rdk.RecurrentConv(4, 3), X)
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0)])
+    assert measured.slower_than_eager("cpu", p) is None
+    monkeypatch.setattr(measured, "tables", lambda: [table(0.8)])
+    assert "eager was faster (0.80 times)" in str(measured.slower_than_eager("cpu", p))
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0, channels=4096)])
+    assert "no problem near this one" in str(measured.slower_than_eager("cpu", p))
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0, dtype="float64")])
+    assert "no problem near this one" in str(measured.slower_than_eager("cpu", p))
+    monkeypatch.setattr(measured, "tables", lambda: [])
+    assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
+
+
+def test_shipped_measurements_have_the_one_format() -> None:
+    folder = Path(str(measured.__file__)).parent
+    assert len(measured.tables()) == len(list(folder.glob("*.json")))
+    for shipped in measured.tables():
+        assert shipped["backend"] in dispatch.NAMES and shipped["measured_on"]["commit"]
+        for record in shipped["records"]:
+            assert record["speedup"] > 0 and record["pass"] in ("forward", "training")
+
+
+def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_environment_variables() -> None:
+    code = "import rdk, rdk.dispatch as d, torch; print(d.requested(), d.precision_of(torch.device('cpu'), torch.float32))"
+    shown = run_python(code, RDK_BACKEND="eager", RDK_CPU_PRECISION="accurate")
+    assert shown.stdout.split() == ["eager", "accurate"]
+    wrong = run_python("import rdk", RDK_BACKEND="numpy")
+    assert wrong.returncode and "RDK_BACKEND is 'numpy'; expected one of auto, eager" in wrong.stderr
+
+
+def test_only_env_reads_the_environment() -> None:
+    package = Path(rdk.__file__).parent
+    readers = [f.name for f in package.rglob("*.py") if "environ" in f.read_text() and "RDK_" in f.read_text()]
+    assert readers == ["env.py"]
+    assert all(name.startswith("RDK_") for name in env.VARIABLES)
+
+
+def test_cpu_precision() -> None:
+    before = dispatch._cpu_precision
+    try:
+        for word in ("accurate", "exact", "fast"):
+            rdk.set_cpu_precision(word)
+            assert problem(rdk.RecurrentConv(4, 3), X).precision == word
+        with pytest.raises(ValueError, match="unknown cpu precision 'best'"):
+            rdk.set_cpu_precision("best")
+    finally:
+        rdk.set_cpu_precision(before)
+
+
+def test_records_are_json_a_person_can_read() -> None:
+    for file in Path(str(measured.__file__)).parent.glob("*.json"):
+        assert json.loads(file.read_text())["format"] == 1
