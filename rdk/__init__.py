@@ -1,13 +1,14 @@
 """rdk: networks that apply the same layers again and again, cheap to train and to run. The public face; start at modules."""
 
 from rdk import functional
+from rdk._version import VERSION
 from rdk.checkpoint import BudgetError
 from rdk.convert import from_module, to_modules
 from rdk.dispatch import BackendError, backends, set_cpu_precision, use_backend
 from rdk.modules import RecurrentConv, RecurrentLinear, RecurrentResidual
 from rdk.preview import explain, plan
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BackendError",
