@@ -1,7 +1,6 @@
-"""Builds csrc into rdk/_cpu.so and rdk/_cuda.so where a compiler (and nvcc) can; called by pip. Everything else is in pyproject.toml.
-
-Reads RDK_BUILD: "auto" builds what this machine can and records why the rest was left out, "require" fails instead,
-"off" builds nothing. Needs `--no-build-isolation`, since the libraries link against the PyTorch that will load them.
+"""Builds csrc into rdk/_cpu.so and rdk/_cuda.so where a compiler (and nvcc) can; called by pip.
+RDK_BUILD: "auto" builds what this machine can and records why the rest is left out, "require" fails instead, "off"
+builds nothing. Needs `--no-build-isolation`, since the libraries link against the PyTorch that will load them.
 """
 
 import json
@@ -21,62 +20,59 @@ info = {"python": sys.version.split()[0], "built": [], "left_out": {}}
 
 def cuda_home():
     """The toolkit's root as nvcc itself names it (nvcc on PATH may be a wrapper elsewhere); None without nvcc."""
-    if shutil.which("nvcc") is None:
-        return None
-    dry = subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
-    top = re.search(r"TOP=(.+)", dry)
-    return os.path.realpath(top.group(1).strip()) if top else None
-
-
-def write_info(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "_build_info.json").write_text(json.dumps(info, indent=1))
+    command = ["nvcc", "--dryrun", "-c", "x.cu"]
+    told = subprocess.run(command, capture_output=True, text=True).stderr if shutil.which("nvcc") else ""
+    return os.path.realpath(re.search(r"TOP=(.+)", told)[1].strip()) if "TOP=" in told else None
 
 
 class BuildPy(build_py):
     def run(self):
         super().run()
         if not self.distribution.ext_modules and not self.editable_mode:
-            write_info(Path(self.build_lib) / "rdk")
+            Path(self.build_lib, "rdk/_build_info.json").write_text(json.dumps(info, indent=1))
 
 
 def extensions():
     """The libraries that can be built here with the command that builds them; the others go to info["left_out"]."""
-    home = cuda_home()
+    if home := cuda_home():
+        os.environ["CUDA_HOME"] = home  # before the import, which reads it
     try:
         if MODE == "off":
             raise ImportError("RDK_BUILD=off")
-        os.environ.update({"CUDA_HOME": home} if home else {})  # before the import, which reads it
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0a")
         import torch
         from torch.utils import cpp_extension as cpp
     except ImportError as error:
-        why = f"PyTorch was not used while building ({error}); install with --no-build-isolation"
-        info["left_out"] = {"_cpu": why, "_cuda": why}
+        info["left_out"] = dict.fromkeys(
+            ("_cpu", "_cuda"), f"built without PyTorch ({error}): see --no-build-isolation"
+        )
         return [], {}
     info["torch"], info["cuda"] = torch.__version__, torch.version.cuda
-    no_compiler = None if shutil.which(os.environ.get("CXX", "c++")) else "there was no C++ compiler"
-    no_cuda = no_compiler or ("there was no nvcc" if not home else torch.version.cuda is None and "PyTorch has no CUDA")
-    nvcc = ["-O3", "-std=c++20", "--ptxas-options=-v", "-lineinfo"]
+    no_compiler = not shutil.which(os.environ.get("CXX", "c++")) and "there was no C++ compiler"
+    no_cuda = not (home and torch.version.cuda) and "there was no nvcc, or PyTorch has no CUDA"
     modules = []
-    for name, kind, missing in (("cpu", cpp.CppExtension, no_compiler), ("cuda", cpp.CUDAExtension, no_cuda)):
+    for name, missing in (("cpu", no_compiler), ("cuda", no_compiler or no_cuda)):
         if missing:
             info["left_out"][f"_{name}"] = missing
             continue
         sources = sorted(str(p) for p in Path(f"csrc/{name}").iterdir() if p.suffix in (".cpp", ".cu"))
-        flags = {"cxx": ["-O3", "-std=c++20"], "nvcc": nvcc}
-        modules.append(kind(f"rdk._{name}", sources, extra_compile_args=flags, py_limited_api=True, optional=True))
+        flags = {compiler: ["-O3", "-std=c++20"] for compiler in ("cxx", "nvcc")}
+        make = cpp.CppExtension if name == "cpu" else cpp.CUDAExtension
+        modules.append(make(f"rdk._{name}", sources, extra_compile_args=flags, py_limited_api=True, optional=True))
 
     class Build(cpp.BuildExtension.with_options(no_python_abi_suffix=True)):
         def build_extension(self, ext):
             try:
                 super().build_extension(ext)
-                info["built"].append(ext.name.removeprefix("rdk."))
+                info["built"].append(ext.name[4:])
             except Exception as error:
                 if MODE == "require":
                     raise
-                info["left_out"][ext.name.removeprefix("rdk.")] = f"its build failed: {str(error).splitlines()[0]}"
-            write_info(Path(self.get_ext_fullpath(ext.name)).parent)
+                info["left_out"][ext.name[4:]] = f"its build failed: {str(error).splitlines()[0]}"
+
+        def run(self):
+            super().run()
+            Path("." if self.inplace else self.build_lib, "rdk/_build_info.json").write_text(json.dumps(info, indent=1))
 
     return modules, {"build_ext": Build}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ def state(x: Any, weight: Tensor, owner: str) -> None:
         noun = "channels" if weight.dim() == 4 else "features"
         raise ValueError(f"{owner}: the input has {got} {noun}, the layer was built for {features}.")
     if not x.dtype.is_floating_point:
-        raise TypeError(f"{owner}: the input must have a floating-point dtype, got {x.dtype}. Convert it with x.float().")
+        raise TypeError(
+            f"{owner}: the input must have a floating-point dtype, got {x.dtype}. Convert it with x.float()."
+        )
 
 
 def same_device(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
@@ -74,9 +76,7 @@ def inject(value: Any, x: Tensor, owner: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{owner}: inject must be a torch.Tensor, got {type(value).__name__}.")
     if value.shape != x.shape:
-        raise ValueError(
-            f"{owner}: inject must have the input's shape {tuple(x.shape)}, got {tuple(value.shape)}."
-        )
+        raise ValueError(f"{owner}: inject must have the input's shape {tuple(x.shape)}, got {tuple(value.shape)}.")
 
 
 def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
@@ -97,10 +97,10 @@ def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
             raise ValueError(f"{owner}: memory_budget must not be negative, got {memory_budget}.")
         if value != "auto":
             raise ValueError(f"{owner}: give checkpoint={value!r} or memory_budget={memory_budget}, not both.")
-        return "budget", memory_budget
+        return "budget", cast(int, memory_budget)
     if isinstance(value, str):
         return ("none" if value == "auto" else value), 0
-    return "states", value
+    return "states", cast(int, value)
 
 
 def owned(stage: Stage, number: int, start: int, iterations: int, owner: str) -> None:
@@ -134,7 +134,9 @@ def stages(values: Sequence[Stage], owner: str) -> None:
                 f"stage {number} has shape {tuple(weight.shape)}."
             )
         if isinstance(stage.dilation, bool) or not isinstance(stage.dilation, int) or stage.dilation < 1:
-            raise ValueError(f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}.")
+            raise ValueError(
+                f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}."
+            )
         if stage.skip is not None and not 0 <= stage.skip <= number:
             raise ValueError(
                 f"{owner}: skip names the stage whose input is added, 0 to {number} in stage {number}, got {stage.skip}."

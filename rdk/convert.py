@@ -117,7 +117,9 @@ def _basic_block(block: nn.Module, name: str, first: int) -> list[_Layer]:
             products.append((path, child))
         elif isinstance(child, _BatchNorm):
             norms.append(child)
-        elif not isinstance(child, (nn.ReLU, nn.Identity)) and not (isinstance(child, nn.Sequential) and len(child) == 0):
+        elif not isinstance(child, (nn.ReLU, nn.Identity)) and not (
+            isinstance(child, nn.Sequential) and len(child) == 0
+        ):
             raise ValueError(
                 f"rdk.from_module: layer {path!r} ({type(child).__name__}) does not fit; a block may hold Conv2d, "
                 f"BatchNorm2d, ReLU and an identity shortcut."
@@ -138,7 +140,9 @@ def _check_product(layer: nn.Conv2d | nn.Linear, name: str) -> None:
 
     if isinstance(layer, nn.Linear):
         if layer.in_features != layer.out_features:
-            raise refuse(f"maps {layer.in_features} features to {layer.out_features}; a repeated layer keeps their number")
+            raise refuse(
+                f"maps {layer.in_features} features to {layer.out_features}; a repeated layer keeps their number"
+            )
         return
     if layer.in_channels != layer.out_channels:
         raise refuse(f"maps {layer.in_channels} channels to {layer.out_channels}; a repeated layer keeps their number")
@@ -177,7 +181,9 @@ def _empty(layers: list[_Layer], iterations: int, tied: bool, settings: dict[str
         return RecurrentConv(first.in_channels, iterations, dilation=first.dilation[0], **common)
     expected = [(True, None if number % 2 == 0 else number - 1) for number in range(len(layers))]
     if len(layers) % 2 or shapes != expected:
-        odd = next((layer.name for layer, want in zip(layers, expected, strict=True) if layer[3:] != want), layers[-1].name)
+        odd = next(
+            (layer.name for layer, want in zip(layers, expected, strict=True) if layer[3:] != want), layers[-1].name
+        )
         raise ValueError(
             f"rdk.from_module: layer {odd!r} does not fit; expected one convolution (or Linear) with a ReLU, or BasicBlocks."
         )
@@ -193,7 +199,7 @@ def _share(module: Recurrent, layers: list[list[_Layer]], iterations: int, tied:
         products = [block[number].product for block in layers]
         biases = [product.bias for product in products]
         if tied:
-            stage.weight = products[0].weight
+            stage.weight = products[0].weight  # type: ignore[assignment]
             stage.bias = biases[0]  # type: ignore[assignment]
         else:
             stage.weight = nn.ParameterList([product.weight for product in products])

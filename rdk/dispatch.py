@@ -83,7 +83,7 @@ def precision_of(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         return _cpu_precision
     if device.type == "cuda" and dtype == torch.float32:
-        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
     return "exact"
 
 

@@ -34,7 +34,9 @@ def load(name: str) -> str | None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        built_for = f"torch {info.get('torch', 'unknown')}, CUDA {info.get('cuda')}, Python {info.get('python', 'unknown')}"
+        built_for = (
+            f"torch {info.get('torch', 'unknown')}, CUDA {info.get('cuda')}, Python {info.get('python', 'unknown')}"
+        )
         return (
             f"{library.name} was built for {built_for} and cannot be loaded by torch {torch.__version__}, "
             f"CUDA {torch.version.cuda} ({str(error).splitlines()[0]}); {HOW_TO_BUILD}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ def translate_plain_keys(module: nn.Module, state_dict: MutableMapping[str, Any]
     if not found or own & set(found):
         return
     products, norms = _groups(found)
-    stages, iterations = len(module.stages), module.iterations  # type: ignore[arg-type]
+    stages, iterations = len(cast(nn.ModuleList, module.stages)), cast(int, module.iterations)
     renamed: dict[str, Tensor] = {}
     if not _rename(products, renamed, f"{prefix}stages.", stages, iterations, bool(module.tied), norm=False):
         return

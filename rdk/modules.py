@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdk import functional
+from rdk import checks, dispatch, functional
 from rdk.functional import Stage
 from rdk.keys import translate_plain_keys
 
@@ -65,23 +65,23 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         owner = f"rdk.{type(self).__name__}"
-        functional.checks.iterations_and_start(iterations, 0, owner)
-        functional.checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
-        functional.checks.checkpoint(checkpoint, memory_budget, owner)
-        functional.dispatch.check_name(backend)
+        checks.iterations_and_start(iterations, 0, owner)
+        checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
+        checks.checkpoint(checkpoint, memory_budget, owner)
+        dispatch.check_name(backend)
         if norm not in (None, "batch"):
             raise ValueError(f"{owner}: norm must be None or 'batch', got {norm!r}.")
         self.iterations, self.tied, self.norm = iterations, tied, norm
         self.checkpoint, self.memory_budget, self.backend = checkpoint, memory_budget, backend
         self._plan = tuple(plan)  # (dilation, relu, skip) per stage
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stages = nn.ModuleList()
         for _ in self._plan:
             stage = StageParameters(weight_shape, None if tied else iterations, bias, **factory)
             if norm == "batch":
                 stage.norm = nn.ModuleList([self.norm_type(width, **factory) for _ in range(iterations)])
             self.stages.append(stage)
-        self.register_load_state_dict_pre_hook(translate_plain_keys)
+        self.register_load_state_dict_pre_hook(translate_plain_keys)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -237,7 +237,7 @@ class RecurrentResidual(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        functional.checks.positive(blocks, "blocks", "rdk.RecurrentResidual")
+        checks.positive(blocks, "blocks", "rdk.RecurrentResidual")
         self.channels, self.blocks, self.recall, self.has_bias = channels, blocks, recall, bias
         first = 1 if recall else 0
         self.dilation = _dilations(dilation, first + 2 * blocks, "rdk.RecurrentResidual")

@@ -59,8 +59,8 @@ def gather(norms: Sequence[nn.Module], state: Tensor) -> NormTensors:
             f"{tuple(state.shape)}. Use a larger batch or map, or module.eval()."
         )
     dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
-    weights = [norm.weight.to(dtype) for norm in norms]  # type: ignore[union-attr, operator]
-    biases = [norm.bias.to(dtype) for norm in norms]  # type: ignore[union-attr, operator]
+    weights: list[Tensor] = [norm.weight.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]
+    biases: list[Tensor] = [norm.bias.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]
     eps = [float(norm.eps) for norm in norms]  # type: ignore[arg-type]
     if training:
         return NormTensors(weights, biases, [], [], eps, True)

@@ -167,7 +167,7 @@ def _recurrent_fwd_fake(
     rows = iterations * len(specs) if problem.norm else 0
     means, variances = _statistics(x, rows, norm_means, norm_variances)
     if not needs_grad or (isinstance(iterations, int) and iterations == 0):
-        count = 0
+        count: int | torch.SymInt = 0
     elif all(isinstance(size, int) for size in (iterations, amount, *x.shape)):
         chosen = dispatch.choose(problem, backend).backend
         schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
@@ -263,9 +263,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.settings = settings[:-3]
     ctx.nothing = tuple(_no_gradient(value) for value in settings)
     ctx.lengths = [len(weights), len(biases), len(norm_weights), len(norm_biases)]
-    ctx.save_for_backward(
-        x, inject, out, kept, means, variances, *weights, *biases, *norm_weights, *norm_biases
-    )
+    ctx.save_for_backward(x, inject, out, kept, means, variances, *weights, *biases, *norm_weights, *norm_biases)
 
 
 def _no_gradient(value: Any) -> list[None] | None:
@@ -287,9 +285,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any
         needs += list(wants) if isinstance(wants, (list, tuple)) else [bool(wants)] * len(part)
     if grad_out is None:
         return (None, None, *([None] * length for length in ctx.lengths), *ctx.nothing)
-    grads = torch.ops.rdk.recurrent_bwd(
-        grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs
-    )
+    grads = torch.ops.rdk.recurrent_bwd(grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs)
     asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     lists_of_grads = []
     start = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,14 @@ def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) 
 
 
 def backward(
-    backend: Backend, call: Call, schedule: Schedule, x: Tensor, out: Tensor, kept: Tensor, grad_out: Tensor, needs: Needs
+    backend: Backend,
+    call: Call,
+    schedule: Schedule,
+    x: Tensor,
+    out: Tensor,
+    kept: Tensor,
+    grad_out: Tensor,
+    needs: Needs,
 ) -> tuple[Tensor, ParameterGradients]:
     """The gradient of x, in its layout, and those of the parameters. Writes into no argument."""
     reversal = _Reversal(backend, call, schedule, channels_last(x), channels_last(out), kept, needs)
@@ -83,7 +92,7 @@ class _Reversal:
     def _before_relu(self, grad: Tensor, state: Tensor) -> Tensor:
         if not self.problem.stages[-1].relu:
             return grad
-        return torch.ops.aten.threshold_backward(grad, state, 0)
+        return cast(Tensor, torch.ops.aten.threshold_backward(grad, state, 0))
 
     def _state(self, iteration: int) -> Tensor:
         if iteration == 0:
@@ -101,9 +110,7 @@ class _Reversal:
         slot = self.slot_of.get(first + 1)
         return None if slot is None else self.kept_states[slot : slot + last - first - 1]
 
-    def _reverse_run(
-        self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None
-    ) -> None:
+    def _reverse_run(self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None) -> None:
         self.grad = self.gradients.run(first, last, state, states, tapes, self.grad, self.state_grads)
 
     def _reverse_segment(self, first: int, last: int, state: Tensor, slots: int) -> None:

@@ -20,7 +20,9 @@ X = torch.randn(2, 4, 5, 5)
 
 
 def problem(module: Any, x: torch.Tensor) -> Problem:
-    call = rdk.functional.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
+    call = rdk.functional.prepare(
+        x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test"
+    )
     return rdk.functional.problem_of(call)
 
 
@@ -117,7 +119,7 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "no problem near this one" in str(measured.slower_than_eager("cpu", p))
     monkeypatch.setattr(measured, "tables", lambda: [table(2.0, dtype="float64")])
     assert "no problem near this one" in str(measured.slower_than_eager("cpu", p))
-    monkeypatch.setattr(measured, "tables", lambda: [])
+    monkeypatch.setattr(measured, "tables", list)
     assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
 
 
@@ -136,7 +138,9 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_environment_variables() -> None:
-    code = "import rdk, rdk.dispatch as d, torch; print(d.requested(), d.precision_of(torch.device('cpu'), torch.float32))"
+    code = (
+        "import rdk, rdk.dispatch as d, torch; print(d.requested(), d.precision_of(torch.device('cpu'), torch.float32))"
+    )
     shown = run_python(code, RDK_BACKEND="eager", RDK_CPU_PRECISION="accurate")
     assert shown.stdout.split() == ["eager", "accurate"]
     wrong = run_python("import rdk", RDK_BACKEND="numpy")

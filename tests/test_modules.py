@@ -100,7 +100,9 @@ def test_repr_shows_the_settings() -> None:
     shown = repr(rdk.RecurrentResidual(8, 3, recall=True, norm="batch", dilation=2, tied=False, checkpoint="sqrt"))
     for part in ("8, iterations=3, blocks=2", "recall=True", "norm='batch'", "dilation=2", "tied=False", "'sqrt'"):
         assert part in shown
-    assert "RecurrentConv(\n  4, iterations=5, bias=True, backend='eager'" in repr(rdk.RecurrentConv(4, 5, backend="eager"))
+    assert "RecurrentConv(\n  4, iterations=5, bias=True, backend='eager'" in repr(
+        rdk.RecurrentConv(4, 5, backend="eager")
+    )
     assert "4, iterations=5, bias=False, memory_budget=9" in repr(
         rdk.RecurrentLinear(4, 5, bias=False, memory_budget=9)
     )

@@ -57,7 +57,9 @@ def test_opcheck(form: Any, norm: bool, return_states: bool, checkpoint: tuple[s
     needs = [True] * (2 + sum(len(part) for part in rest[1:5]))
     backward = (torch.randn_like(out), x, out.detach(), kept, means, variances, *rest, needs)
     torch.library.opcheck(
-        torch.ops.rdk.recurrent_bwd.default, backward, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.ops.rdk.recurrent_bwd.default,
+        backward,
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 
 
@@ -208,7 +210,9 @@ def one_process(rank: int, port: int, checkpoint: Any, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
-    module = nn.parallel.DistributedDataParallel(rdk.RecurrentResidual(4, 5, checkpoint=checkpoint, backend="eager").double())
+    module = nn.parallel.DistributedDataParallel(
+        rdk.RecurrentResidual(4, 5, checkpoint=checkpoint, backend="eager").double()
+    )
     x = torch.randn(4, 4, 5, 5, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "grad strides do not match bucket view strides" is a warning

@@ -39,7 +39,11 @@ def test_constructors() -> None:
     residual = {"blocks": 2, "recall": False, "bias": False, "norm": None, "dilation": 1} | SETTINGS
     assert defaults(rdk.RecurrentResidual) == residual
     assert defaults(rdk.RecurrentLinear) == {"bias": True, "norm": None} | SETTINGS
-    for cls, size in [(rdk.RecurrentConv, "channels"), (rdk.RecurrentResidual, "channels"), (rdk.RecurrentLinear, "features")]:
+    for cls, size in [
+        (rdk.RecurrentConv, "channels"),
+        (rdk.RecurrentResidual, "channels"),
+        (rdk.RecurrentLinear, "features"),
+    ]:
         parameters = inspect.signature(cls).parameters
         positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         assert positional == [size, "iterations"]

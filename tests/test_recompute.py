@@ -50,7 +50,9 @@ def test_extra_memory_with_k_states_is_constant_in_n(cls: type, kw: dict[str, An
         module = cls(16, n, **kw, checkpoint=states, backend="eager")
         # maps of one iteration: what its taping holds
         held.append(held_maps(module, state(module)) - states - len(module.stages))
-    statistics = 0.1 * 36 if kw.get("norm") else 0.0  # (C,) means and variances per iteration: not maps, but not nothing
+    statistics = (
+        0.1 * 36 if kw.get("norm") else 0.0
+    )  # (C,) means and variances per iteration: not maps, but not nothing
     assert abs(held[1] - held[0]) <= 1.0 + statistics
     assert max(held) <= 7.0 + statistics
 
@@ -117,7 +119,9 @@ def test_a_thousand_iterations_train() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
     optimizer.step()
     size = x.numel() * x.element_size()
-    assert rdk.plan(module, x.shape).bytes_peak < 100 * size < rdk.plan(module, x.shape, checkpoint="none").bytes_peak / 40
+    assert (
+        rdk.plan(module, x.shape).bytes_peak < 100 * size < rdk.plan(module, x.shape, checkpoint="none").bytes_peak / 40
+    )
 
 
 def test_roll_out_without_gradients_holds_no_states() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,9 @@ class EagerBackend:
         the open skips and their gradients; with norm the stages' inputs built again. Beside maps: products with the
         weight in PyTorch's own layout, and, for half types, parameter gradients summed in float32."""
         stages = len(problem.stages)
-        maps = 5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0) + (stages if problem.norm else 0)
+        maps = (
+            5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0) + (stages if problem.norm else 0)
+        )
         weight = problem.channels**2 * (9 if problem.kind == "conv" else 1)
         sums = 0
         if problem.dtype.itemsize < 4:
@@ -253,11 +256,9 @@ class EagerGradients:
             self._add("norm_weights", row, grad_weight)
         if self.needs.norm_biases[row]:
             self._add("norm_biases", row, grad_bias)
-        return grad_z
+        return cast(Tensor, grad_z)
 
-    def _reverse_product(
-        self, iteration: int, number: int, entering: Tensor, grad: Tensor, want_input: bool
-    ) -> Tensor:
+    def _reverse_product(self, iteration: int, number: int, entering: Tensor, grad: Tensor, want_input: bool) -> Tensor:
         index = self.call.parameter_index(iteration, number)
         weight = self.call.weights[index]
         want_weight = self.needs.weights[index]

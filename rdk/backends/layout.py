@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def empty_maps(count: int, like: Tensor) -> Tensor:
+def empty_maps(count: int | torch.SymInt, like: Tensor) -> Tensor:
     """An uninitialised (count, *like.shape) tensor whose maps are channels_last (plain rows for a 2-d state)."""
     if like.dim() == 2:
         return like.new_empty((count, *like.shape))

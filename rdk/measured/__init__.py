@@ -39,7 +39,9 @@ def tables() -> list[dict[str, Any]]:
         if entry.name.endswith(".json"):
             table = json.loads(entry.read_text(encoding="utf-8"))
             if table.get("format") != FORMAT:
-                raise ValueError(f"rdk: {entry.name} has format {table.get('format')!r}; expected {FORMAT}. Reinstall rdk.")
+                raise ValueError(
+                    f"rdk: {entry.name} has format {table.get('format')!r}; expected {FORMAT}. Reinstall rdk."
+                )
             found.append(table)
     return found
 
@@ -68,12 +70,14 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     if nearest is None or _distance(nearest, problem) > MAX_DISTANCE:
         return f"no problem near this one was measured on {name!r}"
     if nearest["speedup"] < 1.0:
-        return f"on the nearest problem measured ({_describe(nearest)}) eager was faster ({nearest['speedup']:.2f} times)"
+        return (
+            f"on the nearest problem measured ({_describe(nearest)}) eager was faster ({nearest['speedup']:.2f} times)"
+        )
     return None
 
 
 def _comparable(record: Record, problem: Problem) -> bool:
-    return (
+    return bool(
         record["kind"] == problem.kind
         and record["pass"] == ("training" if problem.needs_grad else "forward")
         and record["dtype"] == str(problem.dtype).removeprefix("torch.")
