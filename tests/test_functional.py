@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import UNIT, assert_close, plain_eager, relative, step, upstream
 from torch import nn
 
 import rdk
 from rdk import functional
 from rdk.functional import Stage, recurrent
+from rdk.testing import UNIT, assert_close, plain_eager, relative, step, upstream
 
 
 def hand_written(module: Any, x: torch.Tensor, inject: torch.Tensor | None = None) -> torch.Tensor:

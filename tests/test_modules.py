@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import relative
 from torch import nn
 
 import rdk
+from rdk.testing import relative
 
 
 def test_initialised_as_the_plain_layers() -> None:

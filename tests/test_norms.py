@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, plain_eager, relative, step
 from torch import nn
 
 import rdk
+from rdk.testing import assert_close, plain_eager, relative, step
 
 
 @pytest.mark.parametrize("checkpoint", [1, 3, "sqrt"])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from support import assert_close, plain_eager, relative, step, upstream
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rdk
 from rdk import functional, ops
+from rdk.testing import assert_close, plain_eager, relative, step, upstream
 
 
 @pytest.fixture(autouse=True)

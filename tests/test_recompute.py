@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, peak_bytes, plain_eager, step
 
 import rdk
+from rdk.testing import assert_close, peak_bytes, plain_eager, step
 
 CASES: list[tuple[type, dict[str, Any]]] = [
     (rdk.RecurrentConv, {}),
