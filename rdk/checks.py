@@ -17,6 +17,8 @@ CHECKPOINT_WORDS = ("auto", "none", "sqrt")
 def iterations_and_start(iterations: Any, start: Any, owner: str) -> None:
     """Raises TypeError for what is no integer and ValueError for a negative one."""
     for name, value in (("iterations", iterations), ("start", start)):
+        if type(value) is int and value >= 0:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f"{owner}: {name} must be an integer, got {value!r} of type {type(value).__name__}.")
         if value < 0:
@@ -52,23 +54,44 @@ def state(x: Any, weight: Tensor, owner: str) -> None:
         )
 
 
-def same_device(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
+def same_device(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor], owner: str) -> None:
     """Raises ValueError for a tensor on another device than the input."""
-    for name, tensor in others:
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{owner}: the input is on {x.device}, {name} on {tensor.device}. Move one of them with .to(device)."
-            )
+    device = x.device
+    for name, tensors in _named(inject, weights, biases):
+        for tensor in tensors:
+            if tensor.device != device:
+                raise ValueError(
+                    f"{owner}: the input is on {device}, {name} on {tensor.device}. Move one of them with .to(device)."
+                )
 
 
-def same_dtype(x: Tensor, others: Sequence[tuple[str, Tensor]], owner: str) -> None:
+def same_dtype(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor], owner: str) -> None:
     """Raises TypeError for a tensor of another dtype than the input."""
-    for name, tensor in others:
-        if tensor.dtype != x.dtype:
-            raise TypeError(
-                f"{owner}: the input has dtype {x.dtype}, {name} has {tensor.dtype}. "
-                f"Convert one of them, or run under torch.autocast."
-            )
+    dtype = x.dtype
+    for name, tensors in _named(inject, weights, biases):
+        for tensor in tensors:
+            if tensor.dtype != dtype:
+                raise TypeError(
+                    f"{owner}: the input has dtype {dtype}, {name} has {tensor.dtype}. "
+                    f"Convert one of them, or run under torch.autocast."
+                )
+
+
+def parameters(weights: list[Tensor], biases: list[Tensor], owner: str) -> None:
+    """Raises ValueError where a weight or bias has another shape than the first weight asks for."""
+    shape = weights[0].shape if weights else None
+    for name, tensors, expected in (("a weight", weights, shape), ("a bias", biases, shape and shape[:1])):
+        for tensor in tensors:
+            if tensor.shape != expected:
+                raise ValueError(
+                    f"{owner}: {name} has shape {tuple(tensor.shape)}; expected {tuple(expected or ())}, as every stage and "
+                    f"iteration keeps the shape of the state."
+                )
+
+
+def _named(inject: Tensor | None, weights: list[Tensor], biases: list[Tensor]) -> list[tuple[str, list[Tensor]]]:
+    """The tensors of a call beside the input, as error messages name them."""
+    return [("the weight", weights), ("the bias", biases), ("inject", [] if inject is None else [inject])]
 
 
 def inject(value: Any, x: Tensor, owner: str) -> None:
@@ -120,20 +143,16 @@ def stages(values: Sequence[Stage], owner: str) -> None:
     """Raises ValueError where stages do not fit together."""
     if not values:
         raise ValueError(f"{owner}: stages is empty; give at least one rdk.functional.Stage.")
-    first = values[0].first_weight()
     for number, stage in enumerate(values):
-        weight = stage.first_weight()
-        if weight.dim() not in (2, 4) or weight.dim() != first.dim():
+        if not isinstance(stage.weight, Tensor) and len(stage.weight) == 0:
+            raise ValueError(f"{owner}: stage {number} owns no weight; an untied stage needs one per iteration.")
+        shape = stage.first_weight().shape
+        if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:] not in ((), (3, 3)):
             raise ValueError(
-                f"{owner}: the weights must all be (C, C, 3, 3) or all (F, F); stage {number} has shape {tuple(weight.shape)}."
+                f"{owner}: a weight must be (C, C, 3, 3) or (F, F); stage {number} has shape {tuple(shape)}. A stage keeps the "
+                f"shape of its input."
             )
-        expected = (first.shape[0], first.shape[0], *((3, 3) if first.dim() == 4 else ()))
-        if tuple(weight.shape) != expected:
-            raise ValueError(
-                f"{owner}: a stage keeps the shape of its input, so its weight must be {expected}; "
-                f"stage {number} has shape {tuple(weight.shape)}."
-            )
-        if isinstance(stage.dilation, bool) or not isinstance(stage.dilation, int) or stage.dilation < 1:
+        if type(stage.dilation) is not int or stage.dilation < 1:
             raise ValueError(
                 f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}."
             )

@@ -17,6 +17,8 @@ from rdk.backends.base import Backend, Problem
 PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 NAMES = ("eager", "cpu", "triton", "cuda")
 PRECISIONS = ("fast", "accurate", "exact")
+# multiply-adds below which a call on the CPU runs as plain PyTorch: deciding alone would take as long
+TINY_PRODUCTS = 1 << 20
 
 
 class Decision(NamedTuple):

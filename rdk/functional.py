@@ -111,6 +111,8 @@ def recurrent(
         if request == "eager" and call.checkpoint == "none":
             return _plain(call)
         return _operator(call, request)
+    if request == "auto" and is_tiny(call):
+        return _plain(call)
     chosen = dispatch.choose(problem_of(call), request).backend
     if chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad):
         return _plain(call)
@@ -137,13 +139,16 @@ def prepare(
         checks.owned(stage, number, start, iterations, owner)
     weights, biases = _parameters(stages, start, iterations)
     norm_modules = _norms(stages, start, iterations)
-    checks.same_device(x, _named(inject, weights, biases), owner)
+    checks.parameters(weights, biases, owner)
+    checks.same_device(x, inject, weights, biases, owner)
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
-    checks.same_dtype(x, _named(inject, weights, biases), owner)
-    tensors = [x, *weights, *biases, *(p for norm in norm_modules for p in norm.parameters())]
-    if inject is not None:
-        tensors.append(inject)
-    specs = tuple(StageSpec(s.dilation, s.relu, s.skip, s.norm is not None) for s in stages)
+    checks.same_dtype(x, inject, weights, biases, owner)
+    needs_grad = torch.is_grad_enabled() and (
+        any([tensor.requires_grad for tensor in (x, *weights, *biases)])
+        or (inject is not None and inject.requires_grad)
+        or any(parameter.requires_grad for norm in norm_modules for parameter in norm.parameters())
+    )
+    specs = tuple([StageSpec(s.dilation, s.relu, s.skip, s.norm is not None) for s in stages])
     return Prepared(
         x=x,
         inject=inject,
@@ -155,9 +160,17 @@ def prepare(
         return_states=return_states,
         checkpoint=kind,
         amount=amount,
-        needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        needs_grad=needs_grad,
         eager_reason=_why_only_eager(stages, norm_modules),
     )
+
+
+def is_tiny(call: Prepared) -> bool:
+    """Whether deciding and entering the operator would cost more than it could save: such a call runs as plain PyTorch."""
+    if call.checkpoint != "none" or call.x.device.type != "cpu":
+        return False
+    products = call.x.numel() * call.x.shape[1] * (9 if call.x.dim() == 4 else 1) * call.iterations * len(call.stages)
+    return products < dispatch.TINY_PRODUCTS
 
 
 def problem_of(call: Prepared) -> Problem:
@@ -176,17 +189,17 @@ def problem_of(call: Prepared) -> Problem:
     )
 
 
-def _named(inject: Tensor | None, weights: list[Tensor], biases: list[Tensor]) -> list[tuple[str, Tensor]]:
-    """The tensors of a call beside x, as error messages name them."""
-    named = [("the weight", weight) for weight in weights] + [("the bias", bias) for bias in biases]
-    return named if inject is None else [*named, ("inject", inject)]
-
-
 def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases: one per stage when all are tied, else one per iteration and stage, iteration-major."""
-    if all(isinstance(stage.weight, Tensor) and isinstance(stage.bias, (Tensor, type(None))) for stage in stages):
-        weights = [cast(Tensor, stage.weight) for stage in stages]
-        return weights, _filled([cast("Tensor | None", stage.bias) for stage in stages], weights)
+    weights: list[Tensor] = []
+    given: list[Tensor | None] = []
+    for stage in stages:
+        if not isinstance(stage.weight, Tensor) or not (stage.bias is None or isinstance(stage.bias, Tensor)):
+            break
+        weights.append(stage.weight)
+        given.append(stage.bias)
+    else:
+        return weights, _filled(given, weights)
     weights, given = [], []
     for iteration in range(start, start + iterations):
         for stage in stages:
@@ -198,13 +211,16 @@ def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[l
 
 def _filled(biases: list[Tensor | None], weights: list[Tensor]) -> list[Tensor]:
     """The biases, zeros where only some stages have one; empty where none has."""
-    if all(bias is None for bias in biases):
+    missing = sum([bias is None for bias in biases])
+    if missing == len(biases):
         return []
+    if missing == 0:
+        return cast("list[Tensor]", biases)
     return [w.new_zeros(w.shape[0]) if b is None else b for b, w in zip(biases, weights, strict=True)]
 
 
 def _norms(stages: Sequence[Stage], start: int, iterations: int) -> list[nn.Module]:
-    if all(stage.norm is None for stage in stages):
+    if not any([stage.norm is not None for stage in stages]):
         return []
     identity = nn.Identity()
     return [
@@ -253,8 +269,9 @@ def _check_eager_allowed(call: Prepared, request: str, owner: str) -> None:
 
 
 def _plain(call: Prepared) -> Tensor:
-    problem = problem_of(call)
-    return eager.plain(problem, call.x, call.inject, call.weights, call.biases, call.norms)
+    return eager.plain(
+        call.x, call.inject, call.weights, call.biases, call.norms, call.stages, call.iterations, call.return_states
+    )
 
 
 def _operator(call: Prepared, backend: str) -> Tensor:

@@ -30,6 +30,8 @@ class StageParameters(nn.Module):
             self.bias: nn.Parameter | nn.ParameterList | None = make(shape[:1])
         else:
             self.register_parameter("bias", None)
+        self.norm: nn.ModuleList | None
+        self.register_module("norm", None)
 
     def reset_parameters(self) -> None:
         """Initialises as nn.Conv2d and nn.Linear do: Kaiming uniform with a = √5, biases uniform within 1/√fan_in."""
@@ -69,6 +71,8 @@ class Recurrent(nn.Module):
         checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
         checks.checkpoint(checkpoint, memory_budget, owner)
         dispatch.check_name(backend)
+        if not tied:
+            checks.positive(iterations, "iterations of an untied module", owner)
         if norm not in (None, "batch"):
             raise ValueError(f"{owner}: norm must be None or 'batch', got {norm!r}.")
         self.iterations, self.tied, self.norm = iterations, tied, norm
@@ -88,14 +92,14 @@ class Recurrent(nn.Module):
         """Initialises every weight and bias anew, and resets every norm."""
         for stage in self.stages:
             stage.reset_parameters()  # type: ignore[operator]
-            for norm in getattr(stage, "norm", []):
+            for norm in stage.norm or []:  # type: ignore[union-attr]
                 norm.reset_parameters()
 
     def functional_stages(self) -> list[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
         found = []
         for stage, (dilation, relu, skip) in zip(self.stages, self._plan, strict=True):
-            found.append(Stage(stage.weight, stage.bias, getattr(stage, "norm", None), dilation, relu, skip))  # type: ignore[arg-type]
+            found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
         return found
 
     def forward(

@@ -167,10 +167,13 @@ def explain(
     call = functional.prepare(
         x, stages, count, start, inject, return_states, module.checkpoint, module.memory_budget, owner
     )
+    request = dispatch.requested(module.backend)
     if call.eager_reason is not None:
         chosen, reasons = "eager", {name: call.eager_reason for name in dispatch.NAMES if name != "eager"}
+    elif request == "auto" and functional.is_tiny(call):
+        chosen, reasons = "eager", dict.fromkeys(set(dispatch.NAMES) - {"eager"}, "the call is too small to gain from it")
     else:
-        chosen, reasons = dispatch.choose(functional.problem_of(call), dispatch.requested(module.backend))
+        chosen, reasons = dispatch.choose(functional.problem_of(call), request)
     plain = chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad)
     forward = "eager (plain autograd)" if plain and call.needs_grad else chosen
     backward = forward if call.needs_grad else "none: no gradient is asked for"

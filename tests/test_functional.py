@@ -383,7 +383,15 @@ def test_bad_sizes_get_a_sentence() -> None:
         rdk.RecurrentResidual(4, 3, blocks=0)
     with pytest.raises(ValueError, match="stages is empty"):
         recurrent(X, [], 3)
-    with pytest.raises(ValueError, match=r"must be \(4, 4, 3, 3\); stage 0 has shape \(4, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"a weight has shape \(5, 5, 3, 3\); expected \(4, 4, 3, 3\)"):
+        recurrent(X, [Stage(torch.zeros(4, 4, 3, 3)), Stage(torch.zeros(5, 5, 3, 3))], 3)
+    with pytest.raises(ValueError, match=r"a bias has shape \(3,\); expected \(4,\)"):
+        recurrent(X, [Stage(torch.zeros(4, 4, 3, 3), torch.zeros(3))], 3)
+    with pytest.raises(ValueError, match="stage 0 owns no weight"):
+        recurrent(X, [Stage([])], 3)
+    with pytest.raises(ValueError, match="iterations of an untied module must be at least 1, got 0"):
+        rdk.RecurrentConv(4, 0, tied=False)
+    with pytest.raises(ValueError, match=r"must be \(C, C, 3, 3\) or \(F, F\); stage 0 has shape \(4, 4, 5, 5\)"):
         recurrent(X, [Stage(torch.zeros(4, 4, 5, 5))], 3)
     with pytest.raises(ValueError, match="skip names the stage whose input is added"):
         recurrent(X, [Stage(torch.zeros(4, 4, 3, 3), skip=1)], 3)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class Call:
     eps: Sequence[float]
     means: Tensor  # (n * stages, C): written by the first forward when norm_training, else running means
     variances: Tensor  # biased batch variances, likewise
+    prepared: dict[Any, Any] = field(default_factory=dict)  # what a backend derives from the lists and keeps for the call
 
     def index(self, iteration: int, stage: int) -> int:
         """Position of (iteration, stage) in the per-iteration lists."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Problem, Store
+from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Problem, StageSpec, Store
 
 aten = torch.ops.aten
 
@@ -18,22 +18,24 @@ PLAIN_WORKSPACE_MAPS = 4
 
 
 def plain(
-    problem: Problem,
     x: Tensor,
     inject: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     norms: Sequence[Callable[[Tensor], Tensor]],
+    stages: Sequence[StageSpec],
+    iterations: int,
+    return_states: bool,
 ) -> Tensor:
     """The definition of right: the loop that a user would write, differentiated by autograd any number of times.
 
     Lists are as in Call; `norms` are called as they are, one per iteration and stage. Returns the last state, or all.
     """
-    stages, state, states = problem.stages, x, []
-    for iteration in range(problem.iterations):
+    state, states, tied = x, [], len(weights) == len(stages)
+    for iteration in range(iterations):
         entered: list[Tensor] = []
         for number, stage in enumerate(stages):
-            index = number if problem.tied else iteration * len(stages) + number
+            index = number if tied else iteration * len(stages) + number
             entered.append(state)
             z = _product(state, weights[index], biases[index] if biases else None, stage.dilation)
             if norms:
@@ -43,9 +45,9 @@ def plain(
             if stage.skip is not None:
                 z = z + entered[stage.skip]
             state = F.relu(z) if stage.relu else z
-        if problem.return_states:
+        if return_states:
             states.append(state)
-    return torch.stack(states) if problem.return_states else state
+    return torch.stack(states) if return_states else state
 
 
 def _product(state: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
