@@ -66,7 +66,7 @@ class Recurrent(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        owner = f"rdk.{type(self).__name__}"
+        owner = self._owner = f"rdk.{type(self).__name__}"
         checks.iterations_and_start(iterations, 0, owner)
         checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
         checks.checkpoint(checkpoint, memory_budget, owner)
@@ -126,7 +126,7 @@ class Recurrent(nn.Module):
             checkpoint=self.checkpoint,
             memory_budget=self.memory_budget,
             backend=self.backend,
-            owner=f"rdk.{type(self).__name__}",
+            owner=self._owner,
         )
 
     def _settings(self) -> list[str]:

@@ -1,16 +1,17 @@
 """What was measured on which device: shipped JSON files that dispatch asks whether a backend beats eager on a problem.
 
-One file per device and backend, written by the benchmark programs and never by hand:
+One file per backend and device, written by `python -m benchmarks dispatch` and never by hand:
 
-    {"format": 1, "backend": "cpu", "device": "x86_64 avx512", "measured_on": {…versions, date, commit…},
-     "default": {"min_speedup_needed": 1.0, "unmeasured": "eager"},
+    {"format": 1, "backend": "cpu", "device": "cpu avx512",
+     "measured_on": {"hardware": "…", "driver": null, "threads": 1, "torch": "…", "commit": "…", "date": "…", …},
      "records": [{"kind": "conv", "pass": "forward" | "training", "dtype": "float32", "precision": "fast",
-                  "channels": 64, "height": 28, "width": 28, "batch": 128, "iterations": 5, "stages": 1,
-                  "speedup": 3.1}, …]}
+                  "norm": false, "dilation": 1, "channels": 64, "height": 28, "width": 28, "batch": 128,
+                  "iterations": 5, "stages": 1, "speedup": 3.1, …}, …]}
 
-speedup is eager's median time over the backend's, from interleaved runs. The nearest record decides: least sum of absolute
-differences of log2 of channels, pixels, batch, iterations and stages. "unmeasured" names what runs where no record is within
-`MAX_DISTANCE`: a backend that nobody measured nearby is not preferred.
+speedup is the median time of eager, in its faster memory layout, over the backend's, from runs in turns in one process whose
+results were checked against float64; "measured_on" is described in benchmarks/environment.py. The nearest record decides:
+equal in kind, pass, dtype, precision, norm and dilation, with the least sum of absolute differences of log2 of channels,
+pixels, batch, iterations and stages. A backend that nobody measured within `MAX_DISTANCE` of a problem is not preferred.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def _comparable(record: Record, problem: Problem) -> bool:
         and record["dtype"] == str(problem.dtype).removeprefix("torch.")
         and record["precision"] == problem.precision
         and record.get("norm", False) == problem.norm
+        and record.get("dilation", 1) == max(stage.dilation for stage in problem.stages)
     )
 
 
