@@ -1,6 +1,5 @@
-"""Builds csrc into rdk/_cpu.so and rdk/_cuda.so where a compiler (and nvcc) can; called by pip.
-RDK_BUILD: "auto" builds what this machine can and records why the rest is left out, "require" fails instead, "off"
-builds nothing. Needs `--no-build-isolation`, since the libraries link against the PyTorch that will load them.
+"""Builds csrc into rdk/_cpu.so and rdk/_cuda.so for the PyTorch at hand (needs --no-build-isolation); called by pip.
+RDK_BUILD: "auto" builds what this machine can and records why the rest is left out, "require" fails instead, "off" none.
 """
 
 import json
@@ -15,13 +14,14 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 MODE = os.environ.get("RDK_BUILD", "auto")
+KINDS = {"cpu": "CppExtension", "cuda": "CUDAExtension"}
 info = {"python": sys.version.split()[0], "built": [], "left_out": {}}
 
 
 def cuda_home():
     """The toolkit's root as nvcc itself names it (nvcc on PATH may be a wrapper elsewhere); None without nvcc."""
-    command = ["nvcc", "--dryrun", "-c", "x.cu"]
-    told = subprocess.run(command, capture_output=True, text=True).stderr if shutil.which("nvcc") else ""
+    dry = ["nvcc", "--dryrun", "-c", "x.cu"]
+    told = subprocess.run(dry, capture_output=True, text=True).stderr if shutil.which("nvcc") else ""
     return os.path.realpath(re.search(r"TOP=(.+)", told)[1].strip()) if "TOP=" in told else None
 
 
@@ -43,22 +43,20 @@ def extensions():
         import torch
         from torch.utils import cpp_extension as cpp
     except ImportError as error:
-        info["left_out"] = dict.fromkeys(
-            ("_cpu", "_cuda"), f"built without PyTorch ({error}): see --no-build-isolation"
-        )
+        info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), f"no PyTorch ({error}); use --no-build-isolation")
         return [], {}
     info["torch"], info["cuda"] = torch.__version__, torch.version.cuda
-    no_compiler = not shutil.which(os.environ.get("CXX", "c++")) and "there was no C++ compiler"
-    no_cuda = not (home and torch.version.cuda) and "there was no nvcc, or PyTorch has no CUDA"
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no C++ compiler")
+    elif not (home and torch.version.cuda):
+        info["left_out"]["_cuda"] = "there was no nvcc, or PyTorch has no CUDA"
     modules = []
-    for name, missing in (("cpu", no_compiler), ("cuda", no_compiler or no_cuda)):
-        if missing:
-            info["left_out"][f"_{name}"] = missing
-            continue
+    for name in (name for name in KINDS if f"_{name}" not in info["left_out"]):
         sources = sorted(str(p) for p in Path(f"csrc/{name}").iterdir() if p.suffix in (".cpp", ".cu"))
-        flags = {compiler: ["-O3", "-std=c++20"] for compiler in ("cxx", "nvcc")}
-        make = cpp.CppExtension if name == "cpu" else cpp.CUDAExtension
-        modules.append(make(f"rdk._{name}", sources, extra_compile_args=flags, py_limited_api=True, optional=True))
+        openmp = ["-fopenmp"] if (name, sys.platform) == ("cpu", "linux") else []  # else at::parallel_for is serial
+        flags = {compiler: ["-O3", "-std=c++20", *openmp] for compiler in ("cxx", "nvcc")}
+        options = {"extra_compile_args": flags, "extra_link_args": openmp, "py_limited_api": True, "optional": True}
+        modules.append(getattr(cpp, KINDS[name])(f"rdk._{name}", sources, **options))
 
     class Build(cpp.BuildExtension.with_options(no_python_abi_suffix=True)):
         def build_extension(self, ext):

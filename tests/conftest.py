@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+# read by triton when it is imported, which no import above does: its kernels run on CPU tensors where there is no GPU
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("rdk", deadline=None, derandomize=True, max_examples=25, print_blob=True)
 settings.load_profile("rdk")
