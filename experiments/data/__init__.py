@@ -1,0 +1,1 @@
+"""Data for the experiments; mazes.py is called by the demo and by the runner."""
