@@ -1,0 +1,31 @@
+// The backward over a run of iterations, one group of images after another; called by the bindings.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "convolve.h"
+
+namespace rdk {
+
+struct BackwardRun {
+  const Kernels* kernels;
+  Plan plan;
+  int iterations;
+  bool from_start;  // the first iteration of the run is that of the call: its input is no ReLU's output
+  bool wants_input;
+  std::vector<bool> wants_weight, wants_bias;  // per stage
+  std::vector<const float*> filters;           // transposed, iteration-major
+  std::vector<MapView> inputs;                 // of each stage of each iteration, iteration-major
+  std::vector<MapView>
+      state_grads;          // added to the gradient of the state that enters each iteration; null data for none
+  MapView grad;             // of the last sum, before its ReLU
+  MapView grad_input;       // before the ReLU of the iteration ahead of the run; null data where nobody wants it
+  MapView inject_sum;       // added to; null data for none
+  float* filter_gradients;  // per copy: all stages, one after another, at the points; added to
+  int64_t copy_floats;
+  double* bias_sums;  // (copy, stage, padded channel); added to
+};
+
+void run_backward(const BackwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce);
+
+}  // namespace rdk

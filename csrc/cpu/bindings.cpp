@@ -1,0 +1,127 @@
+// The operators rdk::cpu_…: from tensors to pointers and strides; called by rdk/backends/cpu.py.
+#include "bindings.h"
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
+#include <string>
+
+#include "backward.h"
+#include "forward.h"
+#include "isa.h"
+
+namespace rdk::binding {
+namespace {
+
+const Kernels* chosen = nullptr;
+std::atomic<int64_t> clock_ticks[kPhases];
+
+}  // namespace
+
+const Kernels& kernels() {
+  TORCH_CHECK(chosen, "rdk: no instruction set was chosen for the cpu backend; rdk::cpu_use_isa comes first.");
+  return *chosen;
+}
+
+Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
+  TORCH_CHECK(shape.size() == 4 && stages.size() % 3 == 0, "rdk: expected a shape of 4 and stages of 3 numbers each.");
+  std::vector<Stage> list;
+  for (size_t i = 0; i < stages.size(); i += 3)
+    list.push_back({static_cast<int>(stages[i]), stages[i + 1] != 0, static_cast<int>(stages[i + 2])});
+  return make_plan(static_cast<int>(shape[1]), static_cast<int>(shape[2]), static_cast<int>(shape[3]), list,
+                   precision == "accurate" ? Precision::kAccurate : Precision::kFast, kernels().row_tiles);
+}
+
+MapView view(const at::Tensor& maps, int64_t slot) {
+  TORCH_CHECK(maps.scalar_type() == at::kFloat && maps.device().is_cpu(), "rdk: expected float32 maps on the CPU.");
+  const int64_t first = slot < 0 ? 0 : 1;
+  TORCH_CHECK(maps.dim() == 4 + first, "rdk: expected ", 4 + first, " dimensions, got ", maps.dim(), ".");
+  float* data = maps.data_ptr<float>() + (slot < 0 ? 0 : slot * maps.stride(0));
+  // the stride of a dimension of size 1 means nothing; 1 for channels takes the fast path
+  const int64_t channel = maps.size(first + 1) == 1 ? 1 : maps.stride(first + 1);
+  return {data, maps.stride(first), channel, maps.stride(first + 2), maps.stride(first + 3)};
+}
+
+void parallel(int tasks, void (*body)(void* context, int task), void* context) {
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) body(context, static_cast<int>(task));
+  });
+}
+
+void huge_pages(const at::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + tensor.nbytes()) / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t worker_floats, int buffers,
+                    bool together) {
+  TORCH_CHECK(workspace.numel() >= workers * worker_floats + kBlock, "rdk: the workspace holds ", workspace.numel(),
+              " floats, expected ", workers * worker_floats + kBlock, " for a group of ", plan.group, " images.");
+  huge_pages(workspace);
+  // whole cache lines
+  auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr<float>());
+  auto* aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
+  return {aligned, worker_floats, static_cast<int>(workers), buffers, together, parallel, {}};
+}
+
+void record(const Workforce& workforce) {
+  for (const Space& space : workforce.spaces)
+    for (int phase = 0; phase < kPhases; ++phase) clock_ticks[phase] += space.ticks[phase];
+}
+
+namespace {
+
+// The name of the instruction set now in force; empty where this machine lacks the one wanted.
+std::string cpu_use_isa(c10::string_view wanted) {
+  chosen = find_kernels(std::string(wanted).c_str());
+  return chosen ? chosen->name : "";
+}
+
+// [group, forward floats per worker, backward floats per worker, filter-gradient floats, filter floats of each stage …]
+std::vector<int64_t> cpu_plan(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision,
+                              int64_t workers) {
+  Plan plan = plan_of(shape, stages, precision);
+  fit_group(plan, shape[0], static_cast<int>(workers));
+  std::vector<int64_t> result{plan.group, plan.forward_worker_floats, plan.backward_worker_floats,
+                              plan.gradient_floats};
+  for (const StagePlan& stage : plan.stage_plans) result.push_back(stage.filter_floats);
+  return result;
+}
+
+// Points of all tiles of one image in its first stage: multiply-adds per pair of channels.
+int64_t cpu_tile_points(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
+  const Plan plan = plan_of(shape, stages, precision);
+  int64_t points = 0;
+  for (const TileClass& tiles : plan.stage_plans[0].classes)
+    points += tiles.points() * plan.stage_plans[0].tiles(tiles);
+  return points;
+}
+
+// Clock ticks by phase since the last call: input transforms, products, output transforms, weight products, moves.
+std::vector<int64_t> cpu_clock() {
+  std::vector<int64_t> result;
+  for (auto& ticks : clock_ticks) result.push_back(ticks.exchange(0));
+  return result;
+}
+
+double cpu_fma_flops(int64_t steps) { return kernels().fma_flops(steps); }
+
+}  // namespace
+}  // namespace rdk::binding
+
+TORCH_LIBRARY_FRAGMENT(rdk, m) {
+  using namespace rdk::binding;
+  m.def("cpu_use_isa(str wanted) -> str", &cpu_use_isa);
+  m.def("cpu_plan(int[] shape, int[] stages, str precision, int workers) -> int[]", &cpu_plan);
+  m.def("cpu_tile_points(int[] shape, int[] stages, str precision) -> int", &cpu_tile_points);
+  m.def("cpu_clock() -> int[]", &cpu_clock);
+  m.def("cpu_fma_flops(int steps) -> float", &cpu_fma_flops);
+}

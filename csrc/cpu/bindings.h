@@ -1,0 +1,34 @@
+// What the binding files share: the instruction set in force, plans from operator arguments, views of tensors, threads.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "convolve.h"
+
+namespace rdk::binding {
+
+// Raises where no instruction set was chosen (rdk/backends/cpu.py chooses before the first call).
+const Kernels& kernels();
+
+// stages: three integers per stage (dilation, relu, skip or -1). shape: (N, C, H, W).
+Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision);
+
+// A float32 CPU tensor (N, C, H, W), or entry `slot` of a stack of them, as the drivers see it.
+MapView view(const at::Tensor& maps, int64_t slot = -1);
+
+// PyTorch's intra-op threads.
+void parallel(int tasks, void (*body)(void* context, int task), void* context);
+
+// Asks the system for large pages under a tensor's memory: the points of a tile lie on as many pages as there are
+// points.
+void huge_pages(const at::Tensor& tensor);
+
+// The workers of one call; `workspace` must hold workers x worker_floats.
+Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t worker_floats, int buffers,
+                    bool together);
+
+// Adds the workers' time by phase to the clock that rdk::cpu_clock reads.
+void record(const Workforce& workforce);
+
+}  // namespace rdk::binding

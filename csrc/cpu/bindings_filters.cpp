@@ -1,0 +1,99 @@
+// rdk::cpu_filters and rdk::cpu_filter_gradients: between weights (C, C, 3, 3) and their values at the Winograd points.
+#include <torch/library.h>
+
+#include "bindings.h"
+
+namespace rdk::binding {
+namespace {
+
+FilterArgs filter_args(const Geometry& geometry, const at::Tensor& weight, bool transposed) {
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 4 && weight.size(0) == geometry.channels &&
+                  weight.size(1) == geometry.channels && weight.size(2) == 3 && weight.size(3) == 3,
+              "rdk: expected float32 weights (", geometry.channels, ", ", geometry.channels, ", 3, 3), got ",
+              weight.sizes(), ".");
+  FilterArgs args{weight.data_ptr<float>(),
+                  weight.stride(0),
+                  weight.stride(1),
+                  weight.stride(2),
+                  weight.stride(3),
+                  geometry.channels,
+                  geometry.channels,
+                  nullptr,
+                  geometry.filter_point(),
+                  geometry.blocks,
+                  0,
+                  0,
+                  1,
+                  0,
+                  false};
+  if (transposed) {  // outputs and inputs exchanged, taps reversed
+    args.weight += 2 * args.row + 2 * args.col;
+    std::swap(args.output, args.input);
+    args.row = -args.row;
+    args.col = -args.col;
+  }
+  return args;
+}
+
+// The transformed filters of all weights, one after another; weight i is of stage i modulo the stages.
+at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef shape, at::IntArrayRef stages,
+                       c10::string_view precision, bool transposed) {
+  const Plan plan = plan_of(shape, stages, precision);
+  const int64_t count = static_cast<int64_t>(plan.stages.size()), blocks = plan.geometry.blocks;
+  std::vector<int64_t> offsets{0};
+  for (size_t i = 0; i < weights.size(); ++i)
+    offsets.push_back(offsets.back() + plan.stage_plans[i % count].filter_floats);
+  at::Tensor result = at::empty({offsets.back()}, at::kFloat);
+  huge_pages(result);
+  float* data = result.data_ptr<float>();
+  auto transform = [&](int task) {
+    const int64_t i = task / blocks, block = task % blocks;
+    for (const TileClass& tiles : plan.stage_plans[i % count].classes) {
+      FilterArgs args = filter_args(plan.geometry, weights[i], transposed);
+      args.u = data + offsets[i] + tiles.filter_offset;
+      args.first_block = static_cast<int>(block);
+      args.end_block = static_cast<int>(block + 1);
+      kernels().filter_transform[tiles.kind](args);
+    }
+  };
+  run_parallel(parallel, static_cast<int>(weights.size() * blocks), transform);
+  return result;
+}
+
+// Weight gradients from their sums at the points, sums: (copies, floats); an empty gradient is not wanted.
+void cpu_filter_gradients(const at::Tensor& sums, const std::vector<at::Tensor>& gradients, at::IntArrayRef shape,
+                          at::IntArrayRef stages, c10::string_view precision) {
+  const Plan plan = plan_of(shape, stages, precision);
+  const int64_t blocks = plan.geometry.blocks;
+  TORCH_CHECK(gradients.size() == plan.stages.size(), "rdk: expected one gradient per stage.");
+  std::vector<int64_t> offsets{0};
+  for (const StagePlan& stage : plan.stage_plans) offsets.push_back(offsets.back() + stage.filter_floats);
+  auto transform = [&](int task) {
+    const int64_t s = task / blocks, block = task % blocks;
+    if (gradients[s].numel() == 0) return;
+    bool accumulate = false;
+    for (const TileClass& tiles : plan.stage_plans[s].classes) {
+      FilterArgs args = filter_args(plan.geometry, gradients[s], false);
+      args.u = sums.data_ptr<float>() + offsets[s] + tiles.filter_offset;
+      args.first_block = static_cast<int>(block);
+      args.end_block = static_cast<int>(block + 1);
+      args.copies = static_cast<int>(sums.size(0));
+      args.copy_stride = sums.stride(0);
+      args.accumulate = accumulate;
+      kernels().filter_gradient[tiles.kind](args);
+      accumulate = true;
+    }
+  };
+  run_parallel(parallel, static_cast<int>(gradients.size() * blocks), transform);
+}
+
+}  // namespace
+}  // namespace rdk::binding
+
+TORCH_LIBRARY_FRAGMENT(rdk, m) {
+  using namespace rdk::binding;
+  m.def("cpu_filters(Tensor[] weights, int[] shape, int[] stages, str precision, bool transposed) -> Tensor",
+        &cpu_filters);
+  m.def("cpu_filter_gradients(Tensor sums, Tensor(a!)[] gradients, int[] shape, int[] stages, str precision) -> ()",
+        &cpu_filter_gradients);
+}

@@ -1,0 +1,85 @@
+// One convolution over a group of blocked images, and the moves between maps and groups; called by forward and
+// backward.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "crew.h"
+#include "plan.h"
+
+namespace rdk {
+
+// A stack of images in memory; null data stands for none.
+struct MapView {
+  float* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;  // strides
+};
+
+struct Group {
+  const Kernels& kernels;
+  const Plan& plan;
+  Crew crew;
+  int64_t first_image;
+  int images;
+};
+
+// Tiles first … last-1 of a class, counted over all images of a group, as runs.
+void make_runs(const Plan& plan, const StagePlan& stage, const TileClass& tiles, int64_t first, int64_t last,
+               std::vector<Run>& runs);
+
+Grid make_grid(const Geometry& geometry, int dilation);
+
+// Tiles that one worker transforms at a time: the plan's chunk, or an even share where that is less.
+int64_t chunk_tiles(const Group& group, int64_t total);
+
+// target = epilogue(convolution of source); both blocked, never the same buffer.
+void convolve(const Group& group, const StagePlan& stage, const float* filter, const float* source, float* target,
+              const Epilogue& epilogue);
+
+void load_group(const Group& group, const MapView& map, float* buffer);
+void store_group(const Group& group, const MapView& map, float* buffer);
+void add_group_to(const Group& group, const MapView& map, float* buffer);
+
+// Shares the groups of images out: whole rounds one group per worker, the rest together. body(group, buffers, copy):
+// the blocked buffers of the group, and the number of the worker whose sums it may add to.
+struct Workforce {
+  float* workspace;  // workers x worker_floats
+  int64_t worker_floats;
+  int workers;
+  int buffers;    // blocked buffers per worker
+  bool together;  // all workers on each group, always
+  Parallel parallel;
+  std::vector<Space> spaces;
+
+  template <class F>
+  void run(const Kernels& kernels, const Plan& plan, int64_t first_image, int64_t last_image, F body) {
+    start(plan);
+    const int64_t groups = (last_image - first_image + plan.group - 1) / plan.group;
+    const int64_t rounds = workers == 1 ? groups : together ? 0 : groups / workers;
+    auto group_at = [&](int64_t number, Crew crew) {
+      const int64_t begin = first_image + number * plan.group;
+      const int64_t left = last_image - begin;
+      return Group{kernels, plan, crew, begin, static_cast<int>(left < plan.group ? left : plan.group)};
+    };
+    if (rounds) {
+      auto alone = [&](int worker) {
+        for (int64_t round = 0; round < rounds; ++round)
+          body(group_at(round * workers + worker, Crew{&spaces[worker], 1, parallel}), buffer_of(plan, worker), worker);
+      };
+      if (workers == 1)
+        alone(0);
+      else
+        run_parallel(parallel, workers, alone);
+    }
+    for (int64_t number = rounds * workers; number < groups; ++number)
+      body(group_at(number, Crew{spaces.data(), workers, parallel}), buffer_of(plan, 0), 0);
+  }
+
+ private:
+  float* buffer_of(const Plan& plan, int worker) const {
+    return workspace + worker * worker_floats + 2 * plan.points_floats;
+  }
+  void start(const Plan& plan);
+};
+
+}  // namespace rdk

@@ -1,0 +1,32 @@
+// All iterations of a run, one group of images after another; called by the bindings.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "convolve.h"
+
+namespace rdk {
+
+// What one stage of one iteration applies; norm pointers are null without norm.
+struct StageParameters {
+  const float* filter;
+  const float* bias;
+  const float* mean;
+  const float* scale;
+  const float* shift;
+};
+
+struct ForwardRun {
+  const Kernels* kernels;
+  Plan plan;
+  int iterations;      // of this run
+  int stages_of_last;  // stages that the last iteration runs: all, or fewer where only its tape is wanted
+  std::vector<StageParameters> parameters;  // iteration-major
+  MapView state, inject;
+  std::vector<MapView> states;  // after each iteration; null data where not asked for
+  std::vector<MapView> tapes;   // after each stage of each iteration; likewise
+};
+
+void run_forward(const ForwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce);
+
+}  // namespace rdk

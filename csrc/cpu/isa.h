@@ -1,0 +1,10 @@
+// Which instruction set runs; called by the bindings and by the C++ test program.
+#pragma once
+#include "kernels.h"
+
+namespace rdk {
+
+// The kernels of "avx512" or "avx2", or of the better one for "auto"; null where this machine lacks it.
+const Kernels* find_kernels(const char* wanted);
+
+}  // namespace rdk

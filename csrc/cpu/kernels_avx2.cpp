@@ -1,0 +1,31 @@
+// The kernels compiled for AVX2; the drivers take this table where the processor has it (see isa.cpp).
+// No header of PyTorch or the standard library with inline functions may come in here: the linker could keep this copy.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define RDK_ISA avx2
+#define RDK_ISA_NAME "avx2"
+
+#include "vector_avx2.h"
+#include "winograd.h"
+#include "kernel_table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+const rdk::Kernels* rdk::avx2::kernels() { return &kTable; }
+#else
+const rdk::Kernels* rdk::avx2::kernels() { return nullptr; }
+#endif

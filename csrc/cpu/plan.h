@@ -1,0 +1,74 @@
+// How a problem is cut: tiles per map, images per group, tiles per chunk, bytes per worker. The tuning numbers stand
+// here and in plan.cpp.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace rdk {
+
+// Pairs of output blocks per pass over the points: the products of a pass stay in the second-level cache.
+constexpr int kPassPairs = 4;
+
+enum class Precision { kFast, kAccurate };
+
+// Tiles of one kind that cover a rectangle of every sub-grid.
+struct TileClass {
+  Kind kind;
+  int first_row, rows;  // first_row in sub-grid pixels, rows in tiles
+  int first_col, cols;
+  int64_t filter_offset;  // floats into a stage's transformed filter
+  int points() const { return (kTileRows[kind] + 2) * (kTileCols[kind] + 2); }
+};
+
+// A dilated convolution is one convolution on each of dilation x dilation sub-grids (rows and columns modulo the
+// dilation).
+struct StagePlan {
+  int dilation, grid_rows, grid_cols;  // sub-grids that hold a pixel
+  std::vector<TileClass> classes;
+  int64_t filter_floats;
+  int64_t tiles(const TileClass& c) const { return static_cast<int64_t>(grid_rows) * grid_cols * c.rows * c.cols; }
+};
+
+// Blocked buffer of one group of images: [image][channel block][row][column][16], with a border that stays zero.
+struct Geometry {
+  int channels, blocks, height, width, border, padded_height, padded_width;
+  int64_t row() const { return static_cast<int64_t>(padded_width) * kBlock; }
+  int64_t block() const { return padded_height * row(); }
+  int64_t image() const { return blocks * block(); }
+  int64_t origin() const { return border * (row() + kBlock); }
+  int64_t filter_point() const {
+    return static_cast<int64_t>(blocks) * blocks * kBlock * kBlock;
+  }  // one point of a filter
+};
+
+struct Stage {
+  int dilation;
+  bool relu;
+  int skip;  // -1 for none
+};
+
+struct Plan {
+  Geometry geometry;
+  std::vector<Stage> stages;
+  std::vector<StagePlan> stage_plans;     // one per stage
+  int group;                              // images processed together through all iterations
+  int chunk;                              // most tiles transformed at a time
+  int64_t points_floats;                  // one buffer of transformed data of a chunk
+  int forward_buffers, backward_buffers;  // blocked buffers per group
+  int64_t forward_worker_floats, backward_worker_floats;
+  int64_t gradient_floats;  // filter gradients of all stages, at the points
+};
+
+// Depends on the image and the stages only: neither on the batch nor on the threads, so that results do not either.
+Plan make_plan(int channels, int height, int width, const std::vector<Stage>& stages, Precision precision,
+               int row_tiles);
+
+// Fits the group to a batch; changes no result.
+void fit_group(Plan& plan, int64_t images, int workers);
+
+// Blocked buffers alive at once in the forward of one iteration, the inject included.
+int forward_buffer_count(const std::vector<Stage>& stages);
+
+}  // namespace rdk

@@ -1,0 +1,64 @@
+// Tiles of a blocked buffer to transformed points: of the input (overlapping tiles) and of the gradient (the outputs'
+// adjoint).
+#pragma once
+
+namespace rdk::RDK_ISA {
+
+// Column by column first, each once for the two tiles that share it, then along the rows of each tile.
+template <int MR, int MC>
+static void input_transform(const float* source, const Grid& grid, const Tiles& tiles, const Points& v) {
+  constexpr int TR = MR + 2, TC = MC + 2;
+  Vec columns[kMaxRunTiles * MC + 2][TR];
+  for (int block = 0; block < grid.blocks; ++block) {
+    for (int number = 0; number < tiles.count; ++number) {
+      const Run& run = tiles.runs[number];
+      for (int lane = 0; lane < kBlock; lane += kLanes) {
+        const float* corner = source + block * grid.block + run.offset - grid.row - grid.pixel + lane;
+        for (int c = 0; c < run.tiles * MC + 2; ++c) {
+          Vec d[TR];
+          for (int r = 0; r < TR; ++r) d[r] = load(corner + r * grid.row + c * grid.pixel);
+          Winograd<MR>::input(d, columns[c]);
+        }
+        float* out = v.data + block * v.block + run.first * kBlock + lane;
+        for (int tile = 0; tile < run.tiles; ++tile, out += kBlock) {
+          for (int r = 0; r < TR; ++r) {
+            Vec d[TC], points[TC];
+            for (int c = 0; c < TC; ++c) d[c] = columns[tile * MC + c][r];
+            Winograd<MC>::input(d, points);
+            for (int c = 0; c < TC; ++c) store(out + (r * TC + c) * v.point, points[c]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int MR, int MC>
+static void gradient_transform(const float* source, const Grid& grid, const Tiles& tiles, const Points& w) {
+  constexpr int TR = MR + 2, TC = MC + 2;
+  for (int block = 0; block < grid.blocks; ++block) {
+    for (int number = 0; number < tiles.count; ++number) {
+      const Run& run = tiles.runs[number];
+      for (int lane = 0; lane < kBlock; lane += kLanes) {
+        const float* corner = source + block * grid.block + run.offset + lane;
+        float* out = w.data + block * w.block + run.first * kBlock + lane;
+        for (int tile = 0; tile < run.tiles; ++tile, out += kBlock, corner += MC * grid.pixel) {
+          Vec columns[MC][TR];
+          for (int c = 0; c < MC; ++c) {
+            Vec y[MR];
+            for (int r = 0; r < MR; ++r) y[r] = load(corner + r * grid.row + c * grid.pixel);
+            Winograd<MR>::gradient(y, columns[c]);
+          }
+          for (int r = 0; r < TR; ++r) {
+            Vec y[MC], points[TC];
+            for (int c = 0; c < MC; ++c) y[c] = columns[c][r];
+            Winograd<MC>::gradient(y, points);
+            for (int c = 0; c < TC; ++c) store(out + (r * TC + c) * w.point, points[c]);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace rdk::RDK_ISA

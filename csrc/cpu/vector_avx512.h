@@ -1,0 +1,39 @@
+// Vectors of 16 floats in AVX-512 registers; included by kernels_avx512.cpp before the kernels.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace rdk::RDK_ISA {
+
+using Vec = __m512;
+constexpr int kLanes = 16;
+constexpr int kRowTiles = 14;  // 14 x 2 accumulators, 2 filter vectors, 1 broadcast
+constexpr int kRowVectors = 2;
+constexpr int kWeightRows = 8;  // channels of v per step of the weight product
+
+#define RDK_INLINE static inline __attribute__((always_inline))
+
+RDK_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+RDK_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+RDK_INLINE Vec load_part(const float* p, int lanes) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1), p);
+}
+RDK_INLINE void store_part(float* p, Vec v, int lanes) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << lanes) - 1), v);
+}
+RDK_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
+RDK_INLINE Vec zero() { return _mm512_setzero_ps(); }
+RDK_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+RDK_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+RDK_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+RDK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
+RDK_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+// the second operand is returned where one is NaN, as torch.relu does
+// (masked form: the plain one warns of an uninitialised variable in GCC 12)
+RDK_INLINE Vec relu(Vec a) { return _mm512_maskz_max_ps(static_cast<__mmask16>(-1), _mm512_setzero_ps(), a); }
+// a where not (by <= 0), else 0, as threshold_backward does
+RDK_INLINE Vec where_positive(Vec by, Vec a) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(by, _mm512_setzero_ps(), _CMP_NLE_UQ), a);
+}
+
+}  // namespace rdk::RDK_ISA

@@ -1,0 +1,70 @@
+"""The cpu backend: Winograd convolutions in C++ that transform a filter once for all iterations; called by dispatch, recompute."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from rdk import env, extension
+from rdk.backends import cpu_norm, cpu_runs
+from rdk.backends.base import Call, Gradients, Needs, Problem, Store
+
+
+class CpuBackend:
+    """float32 convolutions on x86 with AVX-512 or AVX2; everything else is refused with a reason."""
+
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        return _unavailable()
+
+    def supports(self, problem: Problem) -> str | None:
+        if problem.kind != "conv":
+            return "it has no kernel of its own for linear stages: PyTorch's matrix product is already at the machine's peak"
+        if problem.dtype != torch.float32:
+            return f"it computes in float32 only, and this call is in {str(problem.dtype).removeprefix('torch.')}"
+        if problem.precision == "exact":
+            return 'the cpu precision "exact" asks for eager\'s own arithmetic'
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        """Transformed filters and their gradients, two buffers of transformed tiles and a group's maps per worker;
+        a copy of input and output in the other memory layout. With norm also whole maps: see cpu_norm."""
+        if problem.norm and (problem.norm_training or problem.needs_grad):
+            return cpu_norm.workspace_bytes(problem)
+        return cpu_runs.workspace_bytes(problem)
+
+    def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        if call.problem.norm and (store.record_statistics or store.tapes is not None or call.problem.norm_training):
+            return cpu_norm.forward(call, state, first, last, store)
+        return cpu_runs.forward(call, state, first, last, store)
+
+    def tape(self, call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
+        if call.problem.norm:
+            store = Store(tape_first=iteration, tapes=tapes)
+            cpu_norm.forward(call, state, iteration, iteration + 1, store, tape_only=True)
+        else:
+            cpu_runs.tape(call, state, iteration, tapes)
+
+    def gradients(self, call: Call, needs: Needs) -> Gradients:
+        if call.problem.norm:
+            return cpu_norm.NormGradients(call, needs)
+        return cpu_runs.RunGradients(call, needs)
+
+
+@lru_cache(maxsize=1)
+def _unavailable() -> str | None:
+    reason = extension.load("cpu")
+    if reason:
+        return reason
+    wanted = env.read("RDK_CPU_ISA")
+    if wanted == "none":
+        return "RDK_CPU_ISA=none"
+    if not torch.ops.rdk.cpu_use_isa(wanted):
+        return f"this processor lacks {'AVX2' if wanted in ('auto', 'avx2') else 'AVX-512'}"
+    return None
+
+
+BACKEND = CpuBackend()

@@ -1,0 +1,256 @@
+"""BatchNorm on the cpu backend where the batch's statistics or tapes are wanted: stage by stage over whole maps; called by cpu.
+
+Statistics join all images after every convolution, so a group of images cannot run ahead to the next stage. The convolutions
+are those of cpu_runs, one stage at a time; a stage's sum, taped or not, is a whole channels_last map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
+from rdk.backends.cpu_runs import Plan, filters_of, plan_for, plan_of, slices, workspace
+from rdk.backends.layout import channels_last, empty_maps
+
+aten = torch.ops.aten
+
+
+def stage_plan(problem: Problem, stage: int, mask: bool = False) -> Plan:
+    """The plan of one stage alone; `mask`: its input is a ReLU's output."""
+    spec = StageSpec(dilation=problem.stages[stage].dilation, relu=mask)
+    return plan_for(problem.shape, (spec,), problem.precision, torch.get_num_threads())
+
+
+def workspace_bytes(problem: Problem) -> int:
+    """Beside what the convolutions hold: a stage's sum and result, open skips, inject in channels_last and, in the
+    backward, the stages' inputs built again and the gradients under way."""
+    whole = plan_of(problem)
+    plans = [stage_plan(problem, stage) for stage in range(len(problem.stages))]
+    filters = 2 * sum(whole.filter_floats)
+    floats = filters + max(plan.workers * plan.forward_floats for plan in plans)
+    maps = 6 + (1 if problem.inject else 0)
+    if problem.needs_grad:
+        sums = sum(plan.sum_copies * plan.gradient_floats for plan in plans)
+        floats = max(floats, filters + sums + max(plan.workers * plan.backward_floats for plan in plans))
+        maps += 2 + len(problem.stages)
+    return 4 * floats + maps * problem.map_bytes
+
+
+def constants_of(call: Call, iteration: int, stage: int) -> Tensor:
+    """(3, C): mean, scale and shift of z -> (z - mean) * scale + shift."""
+    row = call.index(iteration, stage)
+    deviation = (call.variances[row].double() + call.eps[row]).sqrt()
+    scale = (call.norm_weights[row].double() / deviation).float()
+    return torch.stack([call.means[row], scale, call.norm_biases[row]])
+
+
+def inject_of(call: Call) -> Tensor | None:
+    """The inject with channels innermost; a copy is made once."""
+    if call.inject is None:
+        return None
+    if "inject" not in call.prepared:
+        call.prepared["inject"] = channels_last(call.inject)
+    kept: Tensor = call.prepared["inject"]
+    return kept
+
+
+def stage_filters(call: Call, iteration: int, transposed: bool) -> Sequence[Tensor]:
+    """The transformed filter of every stage of an iteration."""
+    plan = plan_of(call.problem)
+    parts: Sequence[Tensor] = filters_of(call, plan, iteration, iteration + 1, transposed).split(
+        list(plan.filter_floats)
+    )
+    return parts
+
+
+def finish_stage(
+    call: Call, iteration: int, stage: int, z: Tensor, inputs: Sequence[Tensor], out: Tensor | None = None
+) -> Tensor:
+    """From a stage's convolution to its result: norm, inject, skip, ReLU. inputs: those of the stages so far."""
+    spec = call.problem.stages[stage]
+    result = empty_maps(1, z)[0] if out is None else out
+    inject = inject_of(call) if stage == 0 else None
+    skip = None if spec.skip is None else inputs[spec.skip]
+    torch.ops.rdk.cpu_finish(z, constants_of(call, iteration, stage), inject, skip, spec.relu, result)
+    return result
+
+
+def forward(call: Call, state: Tensor, first: int, last: int, store: Store, tape_only: bool = False) -> Tensor:
+    """Backend.forward; with tape_only the last stage's result is left out."""
+    problem = call.problem
+    slot_of = {position: slot for slot, position in enumerate(store.positions)}
+    count = len(problem.stages)
+    for iteration in range(first, last):
+        filters = stage_filters(call, iteration, transposed=False)
+        taped = store.tapes is not None and iteration >= store.tape_first
+        inputs: list[Tensor] = []
+        for stage in range(count):
+            inputs.append(state)
+            if taped:
+                assert store.tapes is not None
+                z = store.tapes[(iteration - store.tape_first) * count + stage]
+            else:
+                z = empty_maps(1, state)[0]
+            _convolve(call, iteration, stage, state, filters[stage], z)
+            if store.record_statistics:
+                row = call.index(iteration, stage)
+                torch.ops.rdk.cpu_statistics(z, call.means[row], call.variances[row])
+            at_end = stage + 1 == count
+            if tape_only and at_end:
+                return z
+            out = z if not taped else None
+            if at_end and iteration + 1 in slot_of and store.states is not None:
+                out = store.states[slot_of[iteration + 1]]
+            state = finish_stage(call, iteration, stage, z, inputs, out)
+            for earlier in range(stage + 1):
+                if not any(spec.skip == earlier for spec in problem.stages[stage + 1 :]):
+                    inputs[earlier] = state  # no longer needed: its map can go
+    return state
+
+
+def _convolve(call: Call, iteration: int, stage: int, state: Tensor, filters: Tensor, z: Tensor) -> None:
+    problem = call.problem
+    plan = stage_plan(problem, stage)
+    bias = [call.biases[call.parameter_index(iteration, stage)]] if call.biases else []
+    space = workspace(plan, plan.forward_floats)
+    for images in slices(problem, plan, 1):
+        torch.ops.rdk.cpu_forward(
+            state, None, filters, bias, None, plan.stages, problem.precision, 1, 1,
+            z, None, [-1], None, [-1], *images, plan.workers, space,
+        )  # fmt: skip
+
+
+class NormGradients:
+    """The backward of one call with norm, stage by stage over whole maps."""
+
+    def __init__(self, call: Call, needs: Needs) -> None:
+        self.call, self.needs, self.problem = call, needs, call.problem
+        self.sums: dict[tuple[str, int], Tensor] = {}
+        self.weights: list[Tensor | None] = [None] * len(call.weights)
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        state: Tensor,
+        states: Tensor | None,
+        tapes: Tensor | None,
+        grad: Tensor,
+        state_grads: Tensor | None,
+    ) -> Tensor:
+        assert tapes is not None
+        count = len(self.problem.stages)
+        for iteration in range(last - 1, first - 1, -1):
+            at = iteration - first
+            tape = tapes[at * count : (at + 1) * count]
+            if at == 0:
+                entering = state
+            elif states is not None:
+                entering = states[at - 1]
+            else:
+                entering = finish_stage(self.call, iteration - 1, count - 1, tapes[at * count - 1], [])
+            state_grad = state_grads[iteration - 1] if state_grads is not None and iteration > 0 else None
+            grad = self._reverse_iteration(iteration, entering, tape, grad, state_grad)
+            if not self.problem.tied:
+                self._collect(iteration)
+        return grad
+
+    def _reverse_iteration(
+        self, iteration: int, entering: Tensor, tape: Tensor, grad: Tensor, state_grad: Tensor | None
+    ) -> Tensor:
+        stages = self.problem.stages
+        filters = stage_filters(self.call, iteration, transposed=True)
+        inputs = [entering]
+        for stage in range(len(stages) - 1):
+            inputs.append(finish_stage(self.call, iteration, stage, tape[stage], inputs))
+        addends: dict[int, Tensor] = {} if state_grad is None else {0: state_grad}
+        for stage in range(len(stages) - 1, -1, -1):
+            skip = stages[stage].skip
+            if skip is not None:
+                addends[skip] = addends[skip] + grad if skip in addends else grad
+            if stage == 0 and self.needs.inject:
+                self._add("inject", 0, grad)
+            grad = self._reverse_norm(iteration, stage, tape[stage], grad)
+            grad = self._reverse_stage(iteration, stage, inputs.pop(), filters[stage], grad, addends.pop(stage, None))
+        return grad
+
+    def _reverse_norm(self, iteration: int, stage: int, z: Tensor, grad: Tensor) -> Tensor:
+        call = self.call
+        row = call.index(iteration, stage)
+        mean, variance = call.means[row], call.variances[row]
+        grad_z, grad_weight, grad_bias = aten.native_batch_norm_backward(
+            grad, z, call.norm_weights[row], mean, variance, mean, (variance + call.eps[row]).rsqrt(),
+            self.problem.norm_training, call.eps[row], [True, self.needs.norm_weights[row], self.needs.norm_biases[row]],
+        )  # fmt: skip
+        if self.needs.norm_weights[row]:
+            self._add("norm_weights", row, grad_weight)
+        if self.needs.norm_biases[row]:
+            self._add("norm_biases", row, grad_bias)
+        result: Tensor = grad_z
+        return result
+
+    def _reverse_stage(
+        self, iteration: int, stage: int, entering: Tensor, filters: Tensor, grad: Tensor, addend: Tensor | None
+    ) -> Tensor:
+        problem, call = self.problem, self.call
+        index = call.parameter_index(iteration, stage)
+        wants_input = iteration > 0 or stage > 0 or self.needs.state
+        masked = problem.stages[stage - 1].relu and (iteration > 0 or stage > 0)
+        plan = stage_plan(problem, stage, masked)
+        out = empty_maps(1, entering)[0] if wants_input else None
+        if ("filters", index) not in self.sums:
+            floats = plan.gradient_floats if self.needs.weights[index] else 0
+            padded = -(-problem.channels // 16) * 16
+            self.sums["filters", index] = torch.zeros(plan.sum_copies, floats)
+            self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64)
+        wants_bias = bool(call.biases) and self.needs.biases[index]
+        space = workspace(plan, plan.backward_floats)
+        addends = None if addend is None else addend.unsqueeze(0)
+        for images in slices(problem, plan, 2):
+            torch.ops.rdk.cpu_backward(
+                grad, out, entering, None, None, addends, None, filters, plan.stages, problem.precision, 1, False,
+                [int(self.needs.weights[index])], [int(wants_bias)], self.sums["filters", index],
+                self.sums["biases", index], *images, plan.workers, space,
+            )  # fmt: skip
+        return grad.new_zeros(()).expand(grad.shape) if out is None else out
+
+    def _add(self, name: str, index: int, value: Tensor) -> None:
+        if (name, index) in self.sums:
+            self.sums[name, index].add_(value)
+        else:
+            self.sums[name, index] = value.clone() if name == "inject" else value
+
+    def _collect(self, iteration: int) -> None:
+        """Weight gradients of the stages of an iteration (of all, when tied) from their sums at the points."""
+        for stage in range(len(self.problem.stages)):
+            index = self.call.parameter_index(iteration, stage)
+            sums = self.sums.pop(("filters", index), None)
+            if sums is None or not self.needs.weights[index]:
+                continue
+            plan = stage_plan(self.problem, stage)
+            gradient = torch.empty_like(self.call.weights[index])
+            torch.ops.rdk.cpu_filter_gradients(
+                sums, [gradient], self.problem.shape, plan.stages, self.problem.precision
+            )
+            self.weights[index] = gradient
+
+    def finish(self) -> ParameterGradients:
+        call = self.call
+        if self.problem.tied:
+            self._collect(0)
+
+        def collect(name: str, like: Sequence[Tensor]) -> list[Tensor | None]:
+            found = (self.sums.get((name, index)) for index in range(len(like)))
+            return [None if s is None else torch.empty_like(t).copy_(s) for s, t in zip(found, like, strict=True)]
+
+        biases: list[Tensor | None] = []
+        for index in range(len(call.biases)):
+            total = self.sums.get(("biases", index))
+            wanted = total is not None and self.needs.biases[index]
+            biases.append(total.sum((0, 1))[: self.problem.channels].float() if wanted else None)  # type: ignore[union-attr]
+        inject = None if call.inject is None else collect("inject", [call.inject])[0]
+        norm_weights, norm_biases = collect("norm_weights", call.norm_weights), collect("norm_biases", call.norm_biases)
+        return ParameterGradients(inject, self.weights, biases, norm_weights, norm_biases)

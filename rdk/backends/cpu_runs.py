@@ -1,0 +1,286 @@
+"""Runs of iterations on the cpu backend: plans, workspaces, and slices of the batch; called by cpu and cpu_norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
+from rdk.backends.layout import empty_maps
+
+# multiply-adds of one operator call: Python looks for an interrupt between two calls
+SLICE_PRODUCTS = 2 * 10**10
+# bytes of transformed filters that an untied run holds at a time; at least those of one iteration
+UNTIED_FILTER_BYTES = 64 << 20
+# bytes of filter gradients up to which every worker has sums of its own; beyond, all work on one group together
+SUM_BYTES = 128 << 20
+# pixels that a worker should have at least
+WORKER_PIXELS = 64
+
+
+class Plan(NamedTuple):
+    """What csrc/cpu/plan.cpp decides for one shape; floats are counts of float32."""
+
+    stages: list[int]  # dilation, relu, skip or -1 for each stage
+    workers: int
+    group: int
+    forward_floats: int  # per worker
+    backward_floats: int
+    gradient_floats: int  # sums of the filter gradients of all stages
+    filter_floats: tuple[int, ...]  # transformed filter of each stage
+
+    @property
+    def sum_copies(self) -> int:
+        """How many sums of filter gradients are held: one per worker, or one for all."""
+        return self.workers if self.workers * self.gradient_floats * 4 <= SUM_BYTES else 1
+
+
+def plan_of(problem: Problem) -> Plan:
+    """The plan of a call's stages, with the threads that PyTorch has now."""
+    return plan_for(problem.shape, problem.stages, problem.precision, torch.get_num_threads())
+
+
+@lru_cache(maxsize=1024)
+def plan_for(shape: tuple[int, ...], specs: tuple[StageSpec, ...], precision: str, threads: int) -> Plan:
+    stages: list[int] = []
+    for spec in specs:
+        stages += [spec.dilation, int(spec.relu), -1 if spec.skip is None else spec.skip]
+    workers = max(1, min(threads, shape[0] * shape[2] * shape[3] // WORKER_PIXELS))
+    group, forward, backward, gradient, *filters = torch.ops.rdk.cpu_plan(shape, stages, precision, workers)
+    return Plan(stages, workers, group, forward, backward, gradient, tuple(filters))
+
+
+def workspace_bytes(problem: Problem) -> int:
+    """Beside two maps for input and output in the other layout: nothing here grows with the batch or the iterations."""
+    plan = plan_of(problem)
+    filters = sum(plan.filter_floats)
+    if problem.tied:
+        held = 2 * filters  # the forward's stay for recomputation while the backward's are used
+    else:
+        held = max(filters, min(filters * problem.iterations, UNTIED_FILTER_BYTES // 4)) + filters
+    floats = held + plan.workers * plan.forward_floats
+    if problem.needs_grad:
+        padded = -(-problem.channels // 16) * 16
+        sums = plan.gradient_floats + 2 * len(problem.stages) * padded
+        floats = max(floats, held + plan.workers * plan.backward_floats + plan.sum_copies * sums)
+    maps = 4 if problem.needs_grad else 3
+    return 4 * floats + maps * problem.map_bytes
+
+
+def slices(problem: Problem, plan: Plan, iterations: int) -> Iterator[tuple[int, int]]:
+    """Ranges of images, whole rounds of groups each, for one operator call apiece."""
+    images = problem.shape[0]
+    products = 9 * problem.channels * (problem.map_bytes // 4 // images) * len(plan.filter_floats) * iterations
+    round_images = plan.group * plan.workers
+    step = max(1, SLICE_PRODUCTS // max(products * round_images, 1)) * round_images
+    for first in range(0, images, step):
+        yield first, min(images, first + step)
+
+
+def workspace(plan: Plan, worker_floats: int) -> Tensor:
+    """What the workers of one run write into; 16 floats more, so that it can start on a cache line."""
+    return torch.empty(plan.workers * worker_floats + 16)
+
+
+def filters_of(call: Call, plan: Plan, first: int, last: int, transposed: bool) -> Tensor:
+    """Transformed filters of iterations first … last-1; those of a tied call are made once and kept for the call."""
+    problem = call.problem
+    weights = call.weights
+    if not problem.tied:
+        count = len(problem.stages)
+        weights = weights[first * count : last * count]
+        return _transform(weights, problem, plan, transposed)
+    key = ("filters", transposed)
+    if key not in call.prepared:
+        call.prepared[key] = _transform(weights, problem, plan, transposed)
+    kept: Tensor = call.prepared[key]
+    return kept
+
+
+def _transform(weights: Sequence[Tensor], problem: Problem, plan: Plan, transposed: bool) -> Tensor:
+    made: Tensor = torch.ops.rdk.cpu_filters(list(weights), problem.shape, plan.stages, problem.precision, transposed)
+    return made
+
+
+def parts(problem: Problem, plan: Plan, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Iterations that run in one go: all when tied, else as many as the bytes for transformed filters allow."""
+    step = last - first
+    if not problem.tied:
+        step = max(1, UNTIED_FILTER_BYTES // (4 * sum(plan.filter_floats)))
+    for begin in range(first, last, step):
+        yield begin, min(last, begin + step)
+
+
+def norm_constants(call: Call) -> Tensor:
+    """(3, n * stages, C): means, scales and shifts of z -> (z - mean) * scale + shift, from the statistics in force."""
+    if "norm constants" not in call.prepared:
+        eps = torch.tensor(list(call.eps), dtype=torch.float64).unsqueeze(1)
+        deviation = (call.variances.double() + eps).sqrt()
+        scales = (torch.stack(list(call.norm_weights)).double() / deviation).float()
+        call.prepared["norm constants"] = torch.stack([call.means, scales, torch.stack(list(call.norm_biases))])
+    constants: Tensor = call.prepared["norm constants"]
+    return constants
+
+
+def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+    """Backend.forward for stages whose norm, if any, reads given statistics and tapes nothing."""
+    problem = call.problem
+    plan = plan_of(problem)
+    count = len(problem.stages)
+    slot_of = {position: slot for slot, position in enumerate(store.positions)}
+    space = workspace(plan, plan.forward_floats)
+    for begin, end in parts(problem, plan, first, last):
+        state_slots = [slot_of.get(position, -1) for position in range(begin + 1, end + 1)]
+        tape_slots = [-1] * ((end - begin) * count)
+        if store.tapes is not None:
+            for iteration in range(max(begin, store.tape_first), end):
+                for stage in range(count - 1):
+                    place = (iteration - store.tape_first) * (count - 1) + stage
+                    tape_slots[(iteration - begin) * count + stage] = place
+        last_slot = state_slots[-1]
+        out = empty_maps(1, state)[0] if last_slot < 0 else None
+        _run(call, plan, state, begin, end, count, out, store.states, state_slots, store.tapes, tape_slots, space)
+        if out is None:
+            assert store.states is not None
+            out = store.states[last_slot]
+        state = out
+    return state
+
+
+def tape(call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
+    """Backend.tape without norm: every stage's output but the last's."""
+    plan = plan_of(call.problem)
+    count = len(call.problem.stages)
+    slots = [*range(count - 1), -1]
+    space = workspace(plan, plan.forward_floats)
+    _run(call, plan, state, iteration, iteration + 1, count - 1, None, None, [-1], tapes, slots, space)
+
+
+def _run(
+    call: Call,
+    plan: Plan,
+    state: Tensor,
+    begin: int,
+    end: int,
+    stages_of_last: int,
+    out: Tensor | None,
+    states: Tensor | None,
+    state_slots: list[int],
+    tapes: Tensor | None,
+    tape_slots: list[int],
+    space: Tensor,
+) -> None:
+    problem = call.problem
+    count = len(problem.stages)
+    rows = slice(begin * count, end * count)
+    biases = list(call.biases) if problem.tied else list(call.biases)[rows]
+    norm = norm_constants(call)[:, rows] if problem.norm else None
+    filters = filters_of(call, plan, begin, end, transposed=False)
+    for images in slices(problem, plan, end - begin):
+        torch.ops.rdk.cpu_forward(
+            state, call.inject, filters, biases, norm, plan.stages, problem.precision, end - begin, stages_of_last,
+            out, states, state_slots, tapes, tape_slots, *images, plan.workers, space,
+        )  # fmt: skip
+
+
+class RunGradients:
+    """The backward of one call without norm. Filter gradients are summed at the Winograd points until finish()."""
+
+    def __init__(self, call: Call, needs: Needs) -> None:
+        self.call, self.needs, self.problem = call, needs, call.problem
+        self.plan = plan_of(call.problem)
+        copies = self.plan.sum_copies
+        blocks = -(-self.problem.channels // 16)
+        wanted = self.plan.gradient_floats if any(needs.weights) else 0
+        self.filter_sums = torch.zeros(copies, wanted)
+        self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64)
+        self.inject_sum: Tensor | None = None
+        self.weights: list[Tensor | None] = [None] * len(call.weights)
+        self.biases: list[Tensor | None] = [None] * len(call.biases)
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        state: Tensor,
+        states: Tensor | None,
+        tapes: Tensor | None,
+        grad: Tensor,
+        state_grads: Tensor | None,
+    ) -> Tensor:
+        if self.inject_sum is None and self.needs.inject:
+            self.inject_sum = empty_maps(1, state)[0].zero_()
+        if self.problem.tied:
+            return self._run(first, last, state, states, tapes, grad, state_grads)
+        maps = self.problem.tape_maps
+        for iteration in range(last - 1, first - 1, -1):
+            at = iteration - first
+            entering = state if at == 0 else states[at - 1]  # type: ignore[index]
+            tape = None if tapes is None else tapes[at * maps : (at + 1) * maps]
+            grad = self._run(iteration, iteration + 1, entering, None, tape, grad, state_grads)
+            self._collect(iteration)
+        return grad
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        state: Tensor,
+        states: Tensor | None,
+        tapes: Tensor | None,
+        grad: Tensor,
+        state_grads: Tensor | None,
+    ) -> Tensor:
+        problem, plan = self.problem, self.plan
+        index = self.call.parameter_index(first, 0)
+        stages = range(index, index + len(problem.stages))
+        wants_weight = [int(self.needs.weights[i]) for i in stages]
+        wants_bias = [int(bool(self.call.biases) and self.needs.biases[i]) for i in stages]
+        wants_input = first > 0 or self.needs.state
+        out = empty_maps(1, state)[0] if wants_input else None
+        if state_grads is not None:
+            state_grads = state_grads[max(first - 1, 0) : last - 1]
+        filters = filters_of(self.call, plan, first, last, transposed=True)
+        space = workspace(plan, plan.backward_floats)
+        for images in slices(problem, plan, 2 * (last - first)):
+            torch.ops.rdk.cpu_backward(
+                grad, out, state, states, tapes, state_grads, self.inject_sum, filters, plan.stages, problem.precision,
+                last - first, first == 0, wants_weight, wants_bias, self.filter_sums, self.bias_sums, *images,
+                plan.workers, space,
+            )  # fmt: skip
+        return grad.new_zeros(()).expand(grad.shape) if out is None else out
+
+    def _collect(self, iteration: int) -> None:
+        """Parameter gradients of the stages from their sums, which start again from zero."""
+        count = len(self.problem.stages)
+        index = self.call.parameter_index(iteration, 0)
+        gradients = [
+            torch.empty_like(weight) if need else weight.new_empty(0)
+            for weight, need in zip(
+                self.call.weights[index : index + count], self.needs.weights[index : index + count], strict=True
+            )
+        ]
+        if any(self.needs.weights[index : index + count]):
+            torch.ops.rdk.cpu_filter_gradients(
+                self.filter_sums, gradients, self.problem.shape, self.plan.stages, self.problem.precision
+            )
+            self.filter_sums.zero_()
+        totals = self.bias_sums.sum(0)[:, : self.problem.channels].float()
+        self.bias_sums.zero_()
+        for stage, gradient in enumerate(gradients):
+            if self.needs.weights[index + stage]:
+                self.weights[index + stage] = gradient
+            if self.call.biases and self.needs.biases[index + stage]:
+                self.biases[index + stage] = totals[stage].clone()
+
+    def finish(self) -> ParameterGradients:
+        if self.problem.tied:
+            self._collect(0)
+        inject = self.inject_sum
+        if inject is not None and self.call.inject is not None:
+            inject = torch.empty_like(self.call.inject).copy_(inject)
+        return ParameterGradients(inject, self.weights, self.biases, [], [])

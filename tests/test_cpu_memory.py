@@ -1,0 +1,126 @@
+"""The cpu backend's memory against what rdk.plan says, Ctrl-C, the interpreter lock, and errors in the middle of a run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cpu_cases import make_case, needs_cpu_backend, run_forward, threads
+
+import rdk
+from rdk import dispatch
+from rdk.backends import cpu_runs
+from rdk.backends.base import StageSpec
+from rdk.testing import peak_bytes
+
+pytestmark = needs_cpu_backend
+
+KINDS: list[tuple[type, dict[str, Any]]] = [
+    (rdk.RecurrentConv, {}),
+    (rdk.RecurrentConv, {"tied": False}),
+    (rdk.RecurrentResidual, {}),
+    (rdk.RecurrentResidual, {"recall": True, "dilation": 2}),
+    (rdk.RecurrentResidual, {"norm": "batch"}),
+]
+
+
+def step_bytes(module: Any, x: torch.Tensor) -> int:
+    """Peak bytes of a training step beside parameters' gradients, the output, its gradient and the input's."""
+
+    def run() -> None:
+        y = module(x.detach().requires_grad_())
+        y.backward(torch.ones_like(y))
+
+    run()
+    module.zero_grad()
+    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * x.numel() * 4
+    return peak_bytes(run) - outside
+
+
+@pytest.mark.parametrize("cls,kw", KINDS)
+@pytest.mark.parametrize("checkpoint", ["none", "sqrt", 0, 2])
+def test_plan_is_an_upper_bound(cls: type, kw: dict[str, Any], checkpoint: Any) -> None:
+    module = cls(32, 6, **kw, checkpoint=checkpoint, backend="cpu")
+    for form in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(6, 32, 16, 16).to(memory_format=form)
+        planned, measured = rdk.plan(module, x.shape).bytes_peak, step_bytes(module, x)
+        # the room: workspaces of forward and backward are counted as if the larger were always there
+        assert measured <= planned <= measured + 8 * x.numel() * 4 + 4 * 10**6
+
+
+def workspace(shape: tuple[int, ...], n: int, **kw: Any) -> int:
+    """What the workers hold; maps of the whole batch are counted apart."""
+    small = make_case((1, 1, 1, 1), (StageSpec(), StageSpec(skip=0)), 1, **kw)
+    problem = replace(small.call.problem, shape=shape, iterations=n)
+    return dispatch.get("cpu").workspace_bytes(problem) - (4 if problem.needs_grad else 3) * problem.map_bytes
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_workspace_grows_neither_with_batch_nor_with_iterations(needs_grad: bool) -> None:
+    with threads(2):
+        base = workspace((32, 64, 28, 28), 2, needs_grad=needs_grad)
+        assert workspace((320, 64, 28, 28), 2, needs_grad=needs_grad) == base
+        assert workspace((32, 64, 28, 28), 200, needs_grad=needs_grad) == base
+        # a map larger than a chunk is held blocked, one image per worker
+        larger = workspace((32, 64, 280, 280), 2, needs_grad=needs_grad)
+        image = 64 * (280 + 6) ** 2 * 4
+        assert larger <= base + 2 * 7 * image
+
+
+def test_inference_holds_no_states() -> None:
+    module = rdk.RecurrentResidual(32, 100, backend="cpu")
+    x = torch.randn(8, 32, 16, 16).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        module(x, iterations=2)
+        few, many = (peak_bytes(lambda n=n: module(x, iterations=n)) for n in (2, 100))  # type: ignore[misc]
+    assert many == few
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_interrupt_ends_a_long_call_soon(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_runs, "SLICE_PRODUCTS", 10**8)
+    module = rdk.RecurrentConv(64, 100, backend="cpu", checkpoint=0)
+    x = torch.randn(200, 64, 28, 28, requires_grad=training)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    start = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt), torch.set_grad_enabled(training):
+            module(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - start < 5.0  # the whole call takes several times that
+    with torch.no_grad():  # nothing was left in disorder
+        assert module(x[:2].detach(), iterations=2).isfinite().all()
+
+
+def test_other_threads_run_meanwhile() -> None:
+    case = make_case((64, 64, 28, 28), (StageSpec(),), 10, needs_grad=False)
+    done = threading.Event()
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        while not done.is_set():
+            counted += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        run_forward(case)
+        during = counted
+    finally:
+        done.set()
+        thread.join()
+    assert during > 5
