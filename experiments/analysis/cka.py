@@ -1,0 +1,112 @@
+"""Linear centred kernel alignment between nets (claim C5), in float64, biased and debiased; called by name.
+
+Sources: Kornblith et al. (ICML 2019), the biased form, which the paper uses; the debiased form takes the unbiased estimator of
+HSIC of Song et al. (JMLR 2012).
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.configs import Experiment
+from experiments.data.sets import open_source
+from experiments.engine import Place, load
+from experiments.settings import Run
+
+LAYERS = (
+    "penultimate",
+    "module",
+    "module_mean",
+)  # the last pooled vector, the internal module's output, its mean over the map
+
+
+def biased(x: Tensor, y: Tensor) -> float:
+    """|Yᵀ X|² / (|Xᵀ X| |Yᵀ Y|) of column-centred features x (N, p) and y (N, q)."""
+    x, y = (part.double() - part.double().mean(0) for part in (x, y))
+    if max(x.shape[1], y.shape[1]) <= len(x):
+        return float((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
+    k, m = x @ x.T, y @ y.T
+    return float((k * m).sum() / (k.norm() * m.norm()))
+
+
+def debiased(x: Tensor, y: Tensor) -> float:
+    """The same with unbiased estimates of HSIC; may be slightly negative for unrelated features. Needs 4 rows or more."""
+    if len(x) < 4:
+        raise ValueError(f"debiased CKA needs at least 4 rows, got {len(x)}.")
+    k, m = (part.double() @ part.double().T for part in (x, y))
+    return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
+
+
+def _hsic(k: Tensor, m: Tensor) -> Tensor:
+    n = len(k)
+    k, m = k - k.diag().diag(), m - m.diag().diag()
+    a, b = k.sum(0), m.sum(0)
+    return ((k * m).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2)) / (n * (n - 3))
+
+
+@torch.no_grad()
+def layer_features(run: Run, place: Place, most: int) -> dict[str, Tensor]:
+    """Features (N, p) of the test images at each of LAYERS."""
+    net = load(run, place)
+    parts: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
+    seen = 0
+    for x, _ in open_source(run.data, place.where).test(run.train.test_batch):
+        state = net.states(x)[-1]
+        parts["penultimate"].append(net.head[:-1](state))
+        parts["module"].append(state.flatten(1))
+        parts["module_mean"].append(state.mean((2, 3)))
+        seen += len(x)
+        if seen >= most:
+            break
+    return {name: torch.cat(found)[:most].cpu() for name, found in parts.items()}
+
+
+def pairings(runs: list[Run]) -> dict[str, list[tuple[Run, Run]]]:
+    """FF8–R8 and the pairs to compare it with, over all pairs of seeds; depths as the figures label them.
+
+    Label 8 has 9 layers by the paper's definition and label 7 has 8, so both stand for the paper's "8 layers".
+    """
+    nets = {(run.model.recurrent, run.model.depth, run.seed): run for run in runs}
+    seeds = sorted({run.seed for run in runs})
+    found: dict[str, list[tuple[Run, Run]]] = {}
+    for deep in (8, 7):
+        for name, one, other in (
+            (f"FF{deep}-R{deep}", (False, deep), (True, deep)),
+            (f"FF{deep}-FF4", (False, deep), (False, 4)),
+            (f"R{deep}-R4", (True, deep), (True, 4)),
+            (f"R{deep}-FF4", (True, deep), (False, 4)),
+            (f"FF{deep}-FF{deep}, other seed", (False, deep), (False, deep)),
+        ):
+            both = itertools.combinations(seeds, 2) if one == other else itertools.product(seeds, seeds)
+            keys = [((*one, a), (*other, b)) for a, b in both]
+            pairs = [(nets[a], nets[b]) for a, b in keys if a in nets and b in nets]
+            if pairs:
+                found[name] = pairs
+    return found
+
+
+def compare(_: Experiment, runs: list[Run], place: Place, scale: str, pictures: Path) -> dict[str, Any]:
+    """Claim C5: mean and deviation over the pairs of seeds, per layer and form."""
+    if scale == "smoke":  # two nets of one depth
+        one, other = (layer_features(run, place, 64) for run in runs)
+        return {"smoke": {name: biased(one[name], other[name]) for name in LAYERS}}
+    features = {run.key: layer_features(run, place, 10_000) for run in runs}
+    found: dict[str, Any] = {"images": len(next(iter(features.values()))["penultimate"])}
+    for name, pairs in pairings(runs).items():
+        found[name] = {}
+        for layer in LAYERS:
+            for form, measure in (("biased", biased), ("debiased", debiased)):
+                values = [measure(features[a.key][layer], features[b.key][layer]) for a, b in pairs]
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                found[name][f"{layer} {form}"] = {
+                    "mean": statistics.mean(values),
+                    "deviation": spread,
+                    "n": len(values),
+                }
+    return found
