@@ -22,7 +22,10 @@ def test_report_names_versions_backends_and_variables() -> None:
         assert (f"{name}: available" if state is True else str(state)) in lines
 
 
-def test_check_passes_here_and_runs_every_backend_that_is_available(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_passes_here_and_runs_every_backend_that_is_available(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # what is interpreted is slow, and has tests of its own
     assert info.main(["--check"]) == 0
     printed = capsys.readouterr().out
     for name, state in rdk.backends().items():

@@ -1,0 +1,48 @@
+// Between a warpgroup's accumulators and its maps: starting with the bias, storing as halves. Called by conv.cuh and
+// resident.cuh.
+#pragma once
+
+#include "primitives.cuh"
+
+namespace rdk::cuda {
+
+// Every accumulator begins with the bias of its row: two rows per thread. bias: (channels,) or null.
+RDK_DEVICE Pair bias_of_rows(const float* bias, int first_channel, int channels) {
+  const int row = first_channel + fragment_row(thread_index() % kWarpgroup, 0);
+  return {bias != nullptr && row < channels ? bias[row] : 0.0f,
+          bias != nullptr && row + 8 < channels ? bias[row + 8] : 0.0f};
+}
+template <int Count>
+RDK_DEVICE void fill_rows(float (&sums)[Count], const Pair& bias) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) sums[i] = i / 2 % 2 == 0 ? bias.low : bias.high;
+}
+
+// The slot, relative to the tile's first position, whose row this lane stores in step 0; step j stores 16 slots
+// further.
+RDK_DEVICE int stored_position() { return thread_index() % 32 / 16 * 8 + thread_index() % 8; }
+// The chunk of 8 channels that this lane stores.
+RDK_DEVICE int stored_chunk() { return thread_index() % kWarpgroup / 32 * 2 + thread_index() % 16 / 8; }
+
+// Rounds the 64 x N sums and stores them as [chunk][slot][8]. `address` is this lane's for step 0 (stored_chunk,
+// stored_position); where bit j of `redirected` is set, the lane's row of step j goes to `trash` instead.
+template <class T, bool Relu, int N>
+RDK_DEVICE void store_fragments(const float (&sums)[N / 2], uint32_t address, uint32_t redirected, uint32_t trash) {
+#pragma unroll
+  for (int j = 0; j < ceil_div(N, 16); ++j) {
+    uint32_t word[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int i = 8 * j + 2 * m;
+      if (i < N / 2) word[m] = Relu ? pack_relu<T>(sums[i], sums[i + 1]) : pack<T>(sums[i], sums[i + 1]);
+    }
+    const uint32_t to = redirected >> j & 1 ? trash : address + 16 * kUnit * j;
+    if (16 * j + 16 <= N) {
+      store_matrices_transposed(to, word[0], word[1], word[2], word[3]);
+    } else {
+      store_matrices_transposed(to, word[0], word[1]);
+    }
+  }
+}
+
+}  // namespace rdk::cuda

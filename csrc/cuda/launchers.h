@@ -1,0 +1,17 @@
+// The functions that start kernels, one per kernel and half type; defined in the .cu files, called by ops.cpp and the
+// tests.
+#pragma once
+
+#include "plan.h"
+
+namespace rdk::cuda {
+
+// Each returns nullptr, or a sentence of CUDA's own.
+const char* launch_conv_bf16(const ConvParams& p, ConvTile tile, int blocks, void* stream);
+const char* launch_conv_fp16(const ConvParams& p, ConvTile tile, int blocks, void* stream);
+const char* launch_resident_bf16(const ResidentParams& p, ResidentTile tile, int blocks, void* stream);
+const char* launch_resident_fp16(const ResidentParams& p, ResidentTile tile, int blocks, void* stream);
+const char* launch_wgrad_bf16(const WgradParams& p, void* stream);
+const char* launch_wgrad_fp16(const WgradParams& p, void* stream);
+
+}  // namespace rdk::cuda

@@ -1,0 +1,295 @@
+// The operators rdk::cuda_…: checks, parameter structs, launches; called by rdk/backends/cuda.py and cuda_gradients.py,
+// which allocate everything.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "device.h"
+#include "launchers.h"
+
+#if !defined(RDK_NAMESPACE)
+#define RDK_NAMESPACE rdk
+#endif
+
+namespace rdk::cuda {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+PaddedGrid grid_of(const Tensor& map, int64_t dilation) {
+  return {static_cast<int>(map.size(2)), static_cast<int>(map.size(3)), static_cast<int>(dilation)};
+}
+
+// A map that a kernel may read or write: halves of `like`'s type and shape, channels innermost, at a multiple of 16
+// bytes.
+void check_map(const Tensor& map, const Tensor& like, const char* op, const char* name) {
+  TORCH_CHECK(on_device(map), "rdk: ", op, " needs an sm_90 device; ", name, " is on ", map.device(), ".");
+  TORCH_CHECK(map.dim() == 4 && map.sizes() == like.sizes() && map.scalar_type() == like.scalar_type() &&
+                  map.device() == like.device(),
+              "rdk: ", op, ": expected ", name, " of shape ", like.sizes(), " and type ", like.scalar_type(), " on ",
+              like.device(), ", got ", map.sizes(), ", ", map.scalar_type(), " on ", map.device(), ".");
+  TORCH_CHECK(map.scalar_type() == at::kBFloat16 || map.scalar_type() == at::kHalf, "rdk: ", op, ": expected ", name,
+              " in bfloat16 or float16, got ", map.scalar_type(), ".");
+  TORCH_CHECK(map.is_contiguous(at::MemoryFormat::ChannelsLast) && map.size(1) % kChannelStep == 0 &&
+                  map.size(1) <= kMaxChannels,
+              "rdk: ", op, ": expected ", name, " channels_last with a multiple of ", kChannelStep, " channels up to ",
+              kMaxChannels, ", got ", map.sizes(), " with strides ", map.strides(), ".");
+  TORCH_CHECK(reinterpret_cast<uintptr_t>(map.const_data_ptr()) % 16 == 0, "rdk: ", op, ": ", name,
+              " does not start at a multiple of 16 bytes; pass a clone of it.");
+}
+
+const void* map_pointer(const MaybeTensor& map, const Tensor& like, const char* op, const char* name) {
+  if (!map) return nullptr;
+  check_map(*map, like, op, name);
+  return map->const_data_ptr();
+}
+
+const float* channel_pointer(const MaybeTensor& values, const Tensor& like, const char* op, const char* name) {
+  if (!values) return nullptr;
+  TORCH_CHECK(values->scalar_type() == at::kFloat && values->is_contiguous() && values->dim() == 1 &&
+                  values->size(0) == like.size(1) && values->device() == like.device(),
+              "rdk: ", op, ": expected ", name, " as ", like.size(1), " contiguous float32 values on ", like.device(),
+              ", got ", values->sizes(), ", ", values->scalar_type(), " on ", values->device(), ".");
+  return values->const_data_ptr<float>();
+}
+
+// weights as cuda_pack returns them
+void check_weights(const Tensor& weights, const Tensor& input, int64_t rows, const char* op) {
+  const int64_t channels = input.size(1);
+  const int64_t blocks = (channels + rows - 1) / rows;
+  TORCH_CHECK(weights.dim() == 7 && weights.is_contiguous() && weights.scalar_type() == input.scalar_type() &&
+                  weights.device() == input.device() && weights.size(0) == blocks &&
+                  weights.size(1) == channels / kChannelStep && weights.size(4) * 8 == rows &&
+                  reinterpret_cast<uintptr_t>(weights.const_data_ptr()) % 16 == 0,
+              "rdk: ", op, ": expected weights from cuda_pack for ", channels, " channels in blocks of ", rows,
+              " rows, got a tensor of shape ", weights.sizes(), " and type ", weights.scalar_type(), ".");
+}
+
+void check_launch(const char* error, const char* op) {
+  TORCH_CHECK(error == nullptr, "rdk: ", op, ": the kernel could not be run: ", error, ".");
+}
+
+// Elements from each map to the next, which must be the same throughout `maps`; 0 for fewer than two.
+int64_t stride_of(at::TensorList maps, const char* op, const char* name) {
+  int64_t stride = 0;
+  for (size_t i = 1; i < maps.size(); ++i) {
+    const int64_t step =
+        (static_cast<const char*>(maps[i].const_data_ptr()) - static_cast<const char*>(maps[i - 1].const_data_ptr())) /
+        2;
+    TORCH_CHECK(i == 1 || step == stride, "rdk: ", op, ": the maps of ", name, " are not evenly spaced in memory.");
+    stride = step;
+  }
+  return stride;
+}
+
+// ---- planning: sizes only
+
+std::vector<int64_t> conv_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
+                                  int64_t processors) {
+  const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
+  const ConvPlan plan =
+      conv_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
+  return {plan.stages, plan.tile.rows(), plan.tile.positions(), plan.groups, plan.tiles, plan.blocks};
+}
+
+std::string resident_refusal_op(int64_t channels, int64_t height, int64_t width, int64_t dilation) {
+  const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
+  const char* refusal = resident_plan(1, static_cast<int>(channels), grid, 1).refusal;
+  return refusal == nullptr ? "" : refusal;
+}
+
+std::vector<int64_t> wgrad_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
+                                   int64_t processors) {
+  const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
+  const WgradPlan plan =
+      wgrad_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
+  return {plan.stages, plan.splits, plan.channel_tiles};
+}
+
+// ---- weights
+
+// (O, I, 3, 3) as [block of rows][k / 16][tap][k / 8 % 2][row / 8][row % 8][k % 8], rows padded with zeros.
+// `transposed`: those of the gradient of the input, taps flipped.
+Tensor pack_op(const Tensor& weight, int64_t rows, bool transposed) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(0) == weight.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
+                  weight.size(0) % kChannelStep == 0,
+              "rdk: cuda_pack: expected a weight of shape (C, C, 3, 3) with a multiple of ", kChannelStep,
+              " channels, got ", weight.sizes(), ".");
+  TORCH_CHECK(rows == kRows || rows == 2 * kRows, "rdk: cuda_pack: expected blocks of 64 or 128 rows, got ", rows, ".");
+  const int64_t channels = weight.size(0);
+  Tensor taps = transposed ? weight.transpose(0, 1).flip({2, 3}) : weight;
+  const int64_t blocks = (channels + rows - 1) / rows;
+  taps = at::constant_pad_nd(taps, {0, 0, 0, 0, 0, 0, 0, blocks * rows - channels});
+  return taps.reshape({blocks, rows / 8, 8, channels / kChannelStep, 2, 8, kTaps})
+      .permute({0, 3, 6, 4, 1, 2, 5})
+      .contiguous();
+}
+
+// ---- launches
+
+void conv_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias, const MaybeTensor& scale,
+             const MaybeTensor& shift, const MaybeTensor& inject, const MaybeTensor& skip, const MaybeTensor& mask,
+             int64_t dilation, bool relu, int64_t processors, Tensor output, std::optional<Tensor> statistics) {
+  const char* op = "cuda_conv";
+  check_map(input, input, op, "input");
+  check_map(output, input, op, "output");
+  if (input.numel() == 0) return;
+  const PaddedGrid grid = grid_of(input, dilation);
+  const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
+  const ConvPlan plan = conv_plan(images, channels, grid, static_cast<int>(processors));
+  TORCH_CHECK(plan.stages >= kConvMinStages, "rdk: cuda_conv: a map of width ", grid.width, " at dilation ", dilation,
+              " does not fit in shared memory with its halo.");
+  check_weights(weights, input, plan.tile.rows(), op);
+  const OnDevice device(input);
+  ConvParams p = conv_params(plan, images, channels, grid);
+  p.input = input.const_data_ptr();
+  p.weights = weights.const_data_ptr();
+  p.bias = channel_pointer(bias, input, op, "bias");
+  p.scale = channel_pointer(scale, input, op, "scale");
+  p.shift = channel_pointer(shift, input, op, "shift");
+  p.inject = map_pointer(inject, input, op, "inject");
+  p.skip = map_pointer(skip, input, op, "skip");
+  p.mask = map_pointer(mask, input, op, "mask");
+  p.output = output.mutable_data_ptr();
+  p.relu = relu;
+  if (statistics) {
+    TORCH_CHECK(statistics->scalar_type() == at::kFloat && statistics->is_contiguous() &&
+                    statistics->device() == input.device() &&
+                    statistics->sizes() == at::IntArrayRef({plan.groups, 3, channels}),
+                "rdk: cuda_conv: expected statistics of shape (", plan.groups, ", 3, ", channels, ") in float32, got ",
+                statistics->sizes(), ".");
+    p.statistics = statistics->mutable_data_ptr<float>();
+  }
+  const auto run = input.scalar_type() == at::kBFloat16 ? launch_conv_bf16 : launch_conv_fp16;
+  check_launch(run(p, plan.tile, plan.blocks, device.stream()), op);
+}
+
+void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias, const MaybeTensor& inject,
+                 at::TensorList add, at::TensorList mask, int64_t dilation, bool relu, int64_t steps,
+                 at::IntArrayRef keep, int64_t processors, std::optional<Tensor> kept, std::optional<Tensor> output) {
+  const char* op = "cuda_resident";
+  check_map(input, input, op, "input");
+  if (input.numel() == 0) return;
+  const PaddedGrid grid = grid_of(input, dilation);
+  const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
+  const ResidentPlan plan = resident_plan(images, channels, grid, static_cast<int>(processors));
+  TORCH_CHECK(plan.refusal == nullptr, "rdk: cuda_resident: ", plan.refusal, "; the input is ", input.sizes(), ".");
+  TORCH_CHECK(steps >= 1 && steps <= kResidentMaxIterations, "rdk: cuda_resident: expected 1 to ",
+              kResidentMaxIterations, " steps, got ", steps, ".");
+  // one map per step, or one less: none for the last step
+  const auto fits = [steps](at::TensorList maps) {
+    const auto count = static_cast<int64_t>(maps.size());
+    return count == 0 || count == steps || count == steps - 1;
+  };
+  TORCH_CHECK(fits(add) && fits(mask), "rdk: cuda_resident: expected an added map and a mask for each of ", steps,
+              " steps, for all but the last, or none; got ", add.size(), " and ", mask.size(), ".");
+  check_weights(weights, input, kRows, op);
+  const OnDevice device(input);
+  ResidentParams p = resident_params(plan, images, channels, grid);
+  p.input = input.const_data_ptr();
+  p.weights = weights.const_data_ptr();
+  p.bias = channel_pointer(bias, input, op, "bias");
+  p.inject = map_pointer(inject, input, op, "inject");
+  for (const Tensor& map : add) check_map(map, input, op, "add");
+  for (const Tensor& map : mask) check_map(map, input, op, "mask");
+  const auto before_last = static_cast<size_t>(steps - 1);
+  if (!add.empty()) {
+    p.add = add[0].const_data_ptr();
+    p.add_stride = stride_of(add.slice(0, before_last), op, "add");
+    p.add_last = add.size() > before_last ? add[before_last].const_data_ptr() : nullptr;
+  }
+  if (!mask.empty()) {
+    p.mask = mask[0].const_data_ptr();
+    p.mask_stride = stride_of(mask.slice(0, before_last), op, "mask");
+    p.mask_last = mask.size() > before_last ? mask[before_last].const_data_ptr() : nullptr;
+  }
+  int64_t before = -1;
+  for (const int64_t step : keep) {
+    TORCH_CHECK(step > before && step < steps, "rdk: cuda_resident: expected ascending steps below ", steps,
+                " to keep, got ", keep, ".");
+    p.keep[step / 32] |= 1u << (step % 32);
+    before = step;
+  }
+  if (!keep.empty()) {
+    TORCH_CHECK(kept && kept->dim() == 5 && kept->size(0) == static_cast<int64_t>(keep.size()),
+                "rdk: cuda_resident: expected room for ", keep.size(), " kept maps.");
+    for (const Tensor& map : kept->unbind(0)) check_map(map, input, op, "kept");
+    p.kept = kept->mutable_data_ptr();
+    p.kept_stride = kept->stride(0);
+  }
+  if (output) {
+    check_map(*output, input, op, "output");
+    p.output = output->mutable_data_ptr();
+  }
+  p.steps = static_cast<int>(steps);
+  p.relu = relu;
+  const auto run = input.scalar_type() == at::kBFloat16 ? launch_resident_bf16 : launch_resident_fp16;
+  check_launch(run(p, plan.tile, plan.blocks, device.stream()), op);
+}
+
+void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, bool accumulate, int64_t processors,
+              Tensor partials) {
+  const char* op = "cuda_wgrad";
+  TORCH_CHECK(!grads.empty() && grads.size() == states.size(),
+              "rdk: cuda_wgrad: expected as many gradients as states, got ", grads.size(), " and ", states.size(), ".");
+  const Tensor& like = grads[0];
+  for (const Tensor& map : grads) check_map(map, like, op, "a gradient");
+  for (const Tensor& map : states) check_map(map, like, op, "a state");
+  const PaddedGrid grid = grid_of(like, dilation);
+  const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
+  const size_t steps = grads.size();
+  const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(processors));
+  TORCH_CHECK(plan.stages >= 1, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ", dilation,
+              " does not fit in shared memory with its halo.");
+  TORCH_CHECK(partials.scalar_type() == at::kFloat && partials.is_contiguous() && partials.device() == like.device() &&
+                  partials.sizes() ==
+                      at::IntArrayRef({plan.splits, plan.channel_tiles, plan.channel_tiles, kTaps, kRows, kRows}),
+              "rdk: cuda_wgrad: expected float32 partials of shape (", plan.splits, ", ", plan.channel_tiles, ", ",
+              plan.channel_tiles, ", 9, 64, 64), got ", partials.sizes(), ".");
+  const OnDevice device(like);
+  WgradParams p = wgrad_params(plan, images, channels, grid);
+  p.grad_first = grads[0].const_data_ptr();
+  p.state_last = states[steps - 1].const_data_ptr();
+  if (steps > 1) {
+    p.grad = grads[1].const_data_ptr();
+    p.grad_stride = stride_of(grads.slice(1), op, "the gradients");
+    p.state = states[0].const_data_ptr();
+    p.state_stride = stride_of(states.slice(0, steps - 1), op, "the states");
+  }
+  p.partials = partials.mutable_data_ptr<float>();
+  p.steps = static_cast<int>(steps);
+  p.accumulate = accumulate;
+  const auto run = like.scalar_type() == at::kBFloat16 ? launch_wgrad_bf16 : launch_wgrad_fp16;
+  check_launch(run(p, device.stream()), op);
+}
+
+}  // namespace
+}  // namespace rdk::cuda
+
+TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
+  m.def("cuda_conv_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
+        &rdk::cuda::conv_plan_op);
+  m.def("cuda_resident_refusal(int channels, int height, int width, int dilation) -> str",
+        &rdk::cuda::resident_refusal_op);
+  m.def("cuda_wgrad_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
+        &rdk::cuda::wgrad_plan_op);
+  m.def("cuda_pack(Tensor weight, int rows, bool transposed) -> Tensor", &rdk::cuda::pack_op);
+  m.def(
+      "cuda_conv(Tensor input, Tensor weights, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? inject, Tensor? "
+      "skip, Tensor? mask, "
+      "int dilation, bool relu, int processors, Tensor(a!) output, Tensor(b!)? statistics) -> ()");
+  m.def(
+      "cuda_resident(Tensor input, Tensor weights, Tensor? bias, Tensor? inject, Tensor[] add, Tensor[] mask, int "
+      "dilation, bool relu, "
+      "int steps, int[] keep, int processors, Tensor(a!)? kept, Tensor(b!)? output) -> ()");
+  m.def(
+      "cuda_wgrad(Tensor[] grads, Tensor[] states, int dilation, bool accumulate, int processors, Tensor(a!) partials) "
+      "-> ()");
+  // one implementation for every device: it says itself what it needs
+  m.impl("cuda_conv", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::conv_op));
+  m.impl("cuda_resident", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::resident_op));
+  m.impl("cuda_wgrad", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::wgrad_op));
+}

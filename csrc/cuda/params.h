@@ -1,0 +1,69 @@
+// The plain structs that cross from host code to kernels: pointers, sizes, and what follows from them. Filled by
+// plan.h, read by the kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace rdk::cuda {
+
+// One 3x3 convolution of channels_last maps with everything that follows it:
+// z = conv(input) + bias; z = z * scale + shift; z += inject; z += skip; z = max(z, 0); z = 0 where mask <= 0.
+struct ConvParams {
+  const void* input;    // (images, height, width, channels)
+  const void* weights;  // PackedWeights of 64 * m rows
+  const float* bias;    // (channels,) or null, as are scale and shift
+  const float* scale;
+  const float* shift;
+  const void* inject;  // as input, or null, as are skip and mask
+  const void* skip;
+  const void* mask;
+  void* output;       // as input
+  float* statistics;  // (groups, 3, channels): count, mean and sum of squared deviations of z + bias; or null
+  int images, channels, relu;
+  PaddedGrid grid;
+  Divider by_period, by_pitch, by_row_tiles;
+  int row_tiles, tiles;  // blocks of 64 * m output channels; all tiles
+  int slots, stages;     // of one slab of 16 channels in shared memory; of the ring
+};
+
+// Iterations of one convolution with the map of an image held in shared memory.
+// forward: h = relu(conv(h) + bias + inject). reverse: g = conv(g); g += add[step]; g = 0 where mask[step] <= 0.
+struct ResidentParams {
+  const void* input;                // (images, height, width, channels)
+  const void* weights;              // PackedWeights of 64 rows
+  const float* bias;                // (channels,) or null
+  const void* inject;               // (images, height, width, channels), added at every step, or null
+  const void* add;                  // gradient maps added at the steps before the last, or null
+  const void* add_last;             // the one of the last step, or null
+  const void* mask;                 // states that mask the steps before the last, or null
+  const void* mask_last;            // the one of the last step, or null
+  int64_t add_stride, mask_stride;  // elements from the map of one step to that of the next; may be negative
+  void* kept;                       // (bits set in keep, images, height, width, channels): maps after those steps
+  int64_t kept_stride;              // elements
+  void* output;                     // the map after the last step
+  uint32_t keep[kResidentMaxIterations / 32];  // bit i: keep the map after step i
+  int images, channels, steps, relu;
+  PaddedGrid grid;
+  Divider by_width;
+  int slots;  // of a chunk in shared memory
+};
+
+// dW[tap][o][i] += sum over steps, images and pixels of grad[o, p] * state[i, p + tap], split over blocks.
+struct WgradParams {
+  const void* grad_first;             // of the first step: (images, height, width, channels)
+  const void* grad;                   // of the steps after it
+  const void* state;                  // of the steps before the last
+  const void* state_last;             // of the last step
+  int64_t grad_stride, state_stride;  // elements from one step to the next; may be negative
+  float* partials;                    // (splits, tiles, 9, 64, 64)
+  int steps, images, channels, accumulate;
+  PaddedGrid grid;
+  Divider by_period, by_pitch;
+  int channel_tiles, splits,
+      blocks_per_step;  // 64-channel tiles; blocks that share one tile; 128-position blocks of one step
+  int slots, stages;
+};
+
+}  // namespace rdk::cuda

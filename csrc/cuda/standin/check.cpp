@@ -1,0 +1,329 @@
+// A program that runs each kernel on small integer problems through the stand-in and compares with plain loops,
+// exactly; built and run by tests/test_cuda_standin.py, also under ThreadSanitizer and with a kernel broken on purpose.
+// Usage: check [--late] [--watchdog seconds] case …; prints one line per case, exits with 1 at the first that is wrong.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../launchers.h"
+#include "machine.h"
+
+using namespace rdk::cuda;
+
+namespace {
+
+using Halves = std::vector<uint16_t>;
+
+struct Problem {
+  int images, channels, height, width, dilation;
+  bool bf16 = true;
+  PaddedGrid grid() const { return {height, width, dilation}; }
+  size_t elements() const { return static_cast<size_t>(images) * height * width * channels; }
+};
+
+std::mt19937 random_source(1);
+
+float widen(uint16_t half, const Problem& problem) { return standin::half_to_float(half, problem.bf16); }
+uint16_t narrow(float value, const Problem& problem) { return standin::float_to_half(value, problem.bf16); }
+
+Halves random_map(const Problem& problem, int low, int high) {
+  std::uniform_int_distribution<int> draw(low, high);
+  Halves map(problem.elements());
+  for (uint16_t& half : map) half = narrow(static_cast<float>(draw(random_source)), problem);
+  return map;
+}
+
+// (out, in, tap); a few of each row are not zero, so that values stay small over iterations
+std::vector<float> random_weights(const Problem& problem, double density) {
+  std::uniform_real_distribution<double> draw(0, 1);
+  std::vector<float> weights(static_cast<size_t>(problem.channels) * problem.channels * kTaps);
+  for (float& weight : weights)
+    weight = draw(random_source) < density ? (draw(random_source) < 0.5 ? -1.0f : 1.0f) : 0.0f;
+  return weights;
+}
+
+Halves packed(const Problem& problem, const std::vector<float>& weights, int rows) {
+  const PackedWeights layout{rows};
+  const int slabs = problem.channels / kChannelStep;
+  Halves result(static_cast<size_t>(round_up(problem.channels, rows)) * problem.channels * kTaps, narrow(0, problem));
+  for (int o = 0; o < problem.channels; ++o)
+    for (int i = 0; i < problem.channels; ++i)
+      for (int tap = 0; tap < kTaps; ++tap)
+        result[layout.index(o, i, tap, slabs)] =
+            narrow(weights[(static_cast<size_t>(o) * problem.channels + i) * kTaps + tap], problem);
+  return result;
+}
+
+std::vector<float> plain_convolution(const Problem& problem, const Halves& input, const std::vector<float>& weights) {
+  const int channels = problem.channels;
+  std::vector<float> output(problem.elements(), 0.0f);
+  size_t at = 0;
+  for (int image = 0; image < problem.images; ++image)
+    for (int y = 0; y < problem.height; ++y)
+      for (int x = 0; x < problem.width; ++x, at += channels)
+        for (int tap = 0; tap < kTaps; ++tap) {
+          const int from_y = y + (tap / 3 - 1) * problem.dilation, from_x = x + (tap % 3 - 1) * problem.dilation;
+          if (from_y < 0 || from_y >= problem.height || from_x < 0 || from_x >= problem.width) continue;
+          const size_t from =
+              ((static_cast<size_t>(image) * problem.height + from_y) * problem.width + from_x) * channels;
+          for (int i = 0; i < channels; ++i) {
+            const float value = widen(input[from + i], problem);
+            if (value == 0.0f) continue;
+            for (int o = 0; o < channels; ++o)
+              output[at + o] += value * weights[(static_cast<size_t>(o) * channels + i) * kTaps + tap];
+          }
+        }
+  return output;
+}
+
+const char* differs(const Halves& found, const Halves& expected) {
+  static char text[96];
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (found[i] == expected[i] || ((found[i] | expected[i]) & 0x7fff) == 0) continue;  // both zeros are zero
+    std::snprintf(text, sizeof text, "element %zu is %04x, expected %04x", i, found[i], expected[i]);
+    return text;
+  }
+  return nullptr;
+}
+
+// Bias, skip, ReLU and mask; with `affine` also scale, shift and inject; with `statistics` those of the sums.
+const char* conv_case(const Problem& problem, int processors, bool affine = false, bool statistics = false) {
+  const ConvPlan plan = conv_plan(problem.images, problem.channels, problem.grid(), processors);
+  const Halves input = random_map(problem, -3, 3), skip = random_map(problem, -3, 3), mask = random_map(problem, -1, 1);
+  const std::vector<float> weights = random_weights(problem, 0.1);
+  const Halves packed_weights = packed(problem, weights, plan.tile.rows());
+  std::vector<float> bias(problem.channels);
+  for (float& value : bias) value = static_cast<float>(static_cast<int>(random_source() % 7) - 3);
+  Halves output(problem.elements(), 0x7fff), expected(problem.elements());
+  ConvParams p = conv_params(plan, problem.images, problem.channels, problem.grid());
+  p.input = input.data(), p.weights = packed_weights.data(), p.bias = bias.data();
+  p.skip = skip.data(), p.mask = mask.data(), p.output = output.data(), p.relu = 1;
+  const Halves inject = random_map(problem, -3, 3);
+  std::vector<float> scale(problem.channels, 1.0f), shift(problem.channels, 0.0f);
+  std::vector<float> groups(static_cast<size_t>(plan.groups) * 3 * problem.channels, __builtin_nanf(""));
+  if (affine) {
+    for (float& value : scale) value = static_cast<float>(1 << random_source() % 3);
+    for (float& value : shift) value = static_cast<float>(static_cast<int>(random_source() % 7) - 3);
+    p.scale = scale.data(), p.shift = shift.data(), p.inject = inject.data();
+  }
+  if (statistics) p.statistics = groups.data();
+  const char* error = problem.bf16 ? launch_conv_bf16(p, plan.tile, plan.blocks, nullptr)
+                                   : launch_conv_fp16(p, plan.tile, plan.blocks, nullptr);
+  if (error != nullptr) return error;
+  const std::vector<float> sums = plain_convolution(problem, input, weights);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    float z = widen(narrow(sums[i] + bias[i % problem.channels], problem), problem);
+    z = z * scale[i % problem.channels] + shift[i % problem.channels] + (affine ? widen(inject[i], problem) : 0.0f);
+    z += widen(skip[i], problem);
+    expected[i] = narrow(z <= 0 || widen(mask[i], problem) <= 0 ? 0.0f : z, problem);
+  }
+  if (statistics) {
+    for (int channel = 0; channel < problem.channels; ++channel) {
+      double count = 0, sum = 0, squares = 0, mean = 0, spread = 0;
+      for (int group = 0; group < plan.groups; ++group) {
+        const float* of_group = groups.data() + static_cast<size_t>(group) * 3 * problem.channels + channel;
+        count += of_group[0], sum += static_cast<double>(of_group[0]) * of_group[problem.channels];
+      }
+      const double pixels = static_cast<double>(problem.elements()) / problem.channels;
+      if (count != pixels) return "the statistics count other pixels";
+      for (int group = 0; group < plan.groups; ++group) {
+        const float* of_group = groups.data() + static_cast<size_t>(group) * 3 * problem.channels + channel;
+        const double away = of_group[problem.channels] - sum / pixels;
+        squares += of_group[2 * problem.channels] + of_group[0] * away * away;
+      }
+      for (size_t i = channel; i < sums.size(); i += problem.channels)
+        mean += widen(narrow(sums[i] + bias[channel], problem), problem) / pixels;
+      for (size_t i = channel; i < sums.size(); i += problem.channels) {
+        const double away = widen(narrow(sums[i] + bias[channel], problem), problem) - mean;
+        spread += away * away;
+      }
+      if (std::abs(sum / pixels - mean) > 1e-5 * (1 + std::abs(mean)) ||
+          std::abs(squares - spread) > 1e-5 * (1 + spread))
+        return "the statistics are wrong";
+    }
+  }
+  return differs(output, expected);
+}
+
+// Iterations forward, every second state kept. With `inject` the sums pass through the finishing pass.
+const char* resident_case(const Problem& problem, int steps, bool with_inject, int processors) {
+  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), processors);
+  if (plan.refusal != nullptr) return plan.refusal;
+  const Halves input = random_map(problem, -2, 2), inject = random_map(problem, -2, 2);
+  const std::vector<float> weights = random_weights(problem, 3.0 / (kTaps * problem.channels));
+  const Halves packed_weights = packed(problem, weights, kRows);
+  std::vector<float> bias(problem.channels);
+  for (float& value : bias) value = static_cast<float>(static_cast<int>(random_source() % 5) - 2);
+  const int kept_states = steps / 2;
+  Halves output(problem.elements(), 0x7fff), kept(problem.elements() * (kept_states + 1), 0x7fff);
+  ResidentParams p = resident_params(plan, problem.images, problem.channels, problem.grid());
+  p.input = input.data(), p.weights = packed_weights.data(), p.bias = bias.data();
+  p.inject = with_inject ? inject.data() : nullptr;
+  p.kept = kept.data(), p.kept_stride = static_cast<int64_t>(problem.elements()), p.output = output.data();
+  p.steps = steps, p.relu = 1;
+  for (int step = 1; step < steps; step += 2) p.keep[step / 32] |= 1u << (step % 32);
+  const char* error = problem.bf16 ? launch_resident_bf16(p, plan.tile, plan.blocks, nullptr)
+                                   : launch_resident_fp16(p, plan.tile, plan.blocks, nullptr);
+  if (error != nullptr) return error;
+  Halves state = input;
+  for (int step = 0; step < steps; ++step) {
+    const std::vector<float> sums = plain_convolution(problem, state, weights);
+    for (size_t i = 0; i < state.size(); ++i) {
+      float z = sums[i] + bias[i % problem.channels];
+      if (with_inject) z = widen(narrow(z, problem), problem) + widen(inject[i], problem);
+      state[i] = narrow(z <= 0 ? 0.0f : z, problem);
+    }
+    if (step % 2 == 0) continue;
+    const auto from = kept.begin() + static_cast<int64_t>(problem.elements()) * (step / 2);
+    if (const char* wrong = differs(Halves(from, from + static_cast<int64_t>(problem.elements())), state)) return wrong;
+  }
+  if (kept[problem.elements() * kept_states] != 0x7fff) return "a state was written that was not asked for";
+  return differs(output, state);
+}
+
+// Steps in reverse: added gradients and masks of every step, and those of the last kept apart.
+const char* reverse_case(const Problem& problem, int steps, int processors) {
+  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), processors);
+  if (plan.refusal != nullptr) return plan.refusal;
+  const Halves input = random_map(problem, -2, 2), add_last = random_map(problem, -2, 2),
+               mask_last = random_map(problem, -1, 1);
+  Halves add, mask;
+  for (int step = 0; step < steps - 1; ++step) {
+    const Halves one = random_map(problem, -2, 2), two = random_map(problem, -1, 1);
+    add.insert(add.end(), one.begin(), one.end());
+    mask.insert(mask.end(), two.begin(), two.end());
+  }
+  const std::vector<float> weights = random_weights(problem, 3.0 / (kTaps * problem.channels));
+  const Halves packed_weights = packed(problem, weights, kRows);
+  const auto elements = static_cast<int64_t>(problem.elements());
+  Halves output(problem.elements(), 0x7fff), kept(problem.elements() * steps, 0x7fff);
+  ResidentParams p = resident_params(plan, problem.images, problem.channels, problem.grid());
+  p.input = input.data(), p.weights = packed_weights.data();
+  p.add_last = add_last.data(), p.mask_last = mask_last.data();
+  if (steps > 1) {  // the maps of step 0 lie last, as states do in a backward
+    p.add = add.data() + (steps - 2) * elements, p.mask = mask.data() + (steps - 2) * elements;
+    p.add_stride = p.mask_stride = -elements;
+  }
+  p.kept = kept.data(), p.kept_stride = elements, p.output = output.data(), p.steps = steps;
+  for (int step = 0; step < steps - 1; ++step) p.keep[step / 32] |= 1u << (step % 32);
+  const char* error = problem.bf16 ? launch_resident_bf16(p, plan.tile, plan.blocks, nullptr)
+                                   : launch_resident_fp16(p, plan.tile, plan.blocks, nullptr);
+  if (error != nullptr) return error;
+  Halves gradient = input;
+  for (int step = 0; step < steps; ++step) {
+    const std::vector<float> sums = plain_convolution(problem, gradient, weights);
+    const uint16_t* added = step == steps - 1 ? add_last.data() : add.data() + (steps - 2 - step) * elements;
+    const uint16_t* masking = step == steps - 1 ? mask_last.data() : mask.data() + (steps - 2 - step) * elements;
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      const float z = widen(narrow(sums[i], problem), problem) + widen(added[i], problem);
+      gradient[i] = narrow(widen(masking[i], problem) <= 0 ? 0.0f : z, problem);
+    }
+    if (step == steps - 1) continue;
+    if (const char* wrong =
+            differs(Halves(kept.begin() + step * elements, kept.begin() + (step + 1) * elements), gradient))
+      return wrong;
+  }
+  return differs(output, gradient);
+}
+
+// Two runs of steps into the same partial sums.
+const char* wgrad_case(const Problem& problem, int steps, int processors) {
+  const WgradPlan plan = wgrad_plan(problem.images, problem.channels, problem.grid(), processors);
+  const int channels = problem.channels, tiles = plan.channel_tiles * plan.channel_tiles;
+  std::vector<float> partials(static_cast<size_t>(plan.splits) * tiles * kTaps * kRows * kRows, __builtin_nanf(""));
+  std::vector<double> expected(static_cast<size_t>(channels) * channels * kTaps, 0.0);
+  const auto elements = static_cast<int64_t>(problem.elements());
+  for (int run = 0; run < 2; ++run) {
+    std::vector<Halves> grads, states;
+    Halves later_grads, earlier_states;  // as the backward holds them: gradients forward in steps, states backward
+    for (int step = 0; step < steps; ++step) {
+      grads.push_back(random_map(problem, -2, 2));
+      states.push_back(random_map(problem, -2, 2));
+      if (step > 0) later_grads.insert(later_grads.end(), grads[step].begin(), grads[step].end());
+    }
+    for (int step = steps - 2; step >= 0; --step)
+      earlier_states.insert(earlier_states.end(), states[step].begin(), states[step].end());
+    WgradParams p = wgrad_params(plan, problem.images, channels, problem.grid());
+    p.grad_first = grads[0].data(), p.grad = later_grads.data(), p.grad_stride = elements;
+    p.state_last = states[steps - 1].data(), p.state_stride = -elements;
+    p.state = steps > 1 ? earlier_states.data() + (steps - 2) * elements : nullptr;
+    p.partials = partials.data(), p.steps = steps, p.accumulate = run;
+    const char* error = problem.bf16 ? launch_wgrad_bf16(p, nullptr) : launch_wgrad_fp16(p, nullptr);
+    if (error != nullptr) return error;
+    for (int step = 0; step < steps; ++step)
+      for (int image = 0; image < problem.images; ++image)
+        for (int y = 0; y < problem.height; ++y)
+          for (int x = 0; x < problem.width; ++x)
+            for (int tap = 0; tap < kTaps; ++tap) {
+              const int from_y = y + (tap / 3 - 1) * problem.dilation, from_x = x + (tap % 3 - 1) * problem.dilation;
+              if (from_y < 0 || from_y >= problem.height || from_x < 0 || from_x >= problem.width) continue;
+              const size_t at = ((static_cast<size_t>(image) * problem.height + y) * problem.width + x) * channels;
+              const size_t from =
+                  ((static_cast<size_t>(image) * problem.height + from_y) * problem.width + from_x) * channels;
+              for (int o = 0; o < channels; ++o) {
+                const float gradient = widen(grads[step][at + o], problem);
+                if (gradient == 0.0f) continue;
+                for (int i = 0; i < channels; ++i)
+                  expected[(static_cast<size_t>(o) * channels + i) * kTaps + tap] +=
+                      gradient * widen(states[step][from + i], problem);
+              }
+            }
+  }
+  for (int o = 0; o < channels; ++o)
+    for (int i = 0; i < channels; ++i)
+      for (int tap = 0; tap < kTaps; ++tap) {
+        double found = 0;
+        const size_t inside = (static_cast<size_t>(tap) * kRows + o % kRows) * kRows + i % kRows;
+        for (int split = 0; split < plan.splits; ++split)
+          found += partials[(static_cast<size_t>(split) * tiles + o / kRows * plan.channel_tiles + i / kRows) * kTaps *
+                                kRows * kRows +
+                            inside];
+        if (found != expected[(static_cast<size_t>(o) * channels + i) * kTaps + tap])
+          return "a weight gradient is wrong";
+      }
+  return nullptr;
+}
+
+const char* run_case(const std::string& name) {
+  if (name == "conv") return conv_case({2, 32, 9, 11, 1}, 2);
+  if (name == "conv_wide") return conv_case({2, 144, 7, 6, 2}, 3);
+  if (name == "conv_fp16") return conv_case({3, 64, 8, 8, 1, false}, 1);
+  if (name == "conv_affine") return conv_case({2, 80, 6, 9, 1}, 4, true);
+  if (name == "conv_statistics") return conv_case({3, 48, 17, 11, 1}, 2, false, true);
+  if (name == "resident_1") return resident_case({3, 32, 5, 9, 1}, 1, false, 2);
+  if (name == "resident_2") return resident_case({1, 64, 15, 14, 1}, 2, false, 1);
+  if (name == "resident_5") return resident_case({2, 64, 28, 28, 1}, 5, false, 2);
+  if (name == "resident_inject") return resident_case({2, 48, 9, 7, 1}, 5, true, 1);
+  if (name == "resident_dilated") return resident_case({2, 16, 17, 13, 2, false}, 5, false, 1);
+  if (name == "resident_many") return resident_case({1, 16, 22, 21, 1}, 40, false, 1);
+  if (name == "reverse_1") return reverse_case({2, 32, 6, 7, 1}, 1, 2);
+  if (name == "reverse_2") return reverse_case({1, 48, 17, 18, 1, false}, 2, 1);
+  if (name == "reverse_5") return reverse_case({3, 64, 10, 9, 1}, 5, 2);
+  if (name == "wgrad_1") return wgrad_case({3, 32, 6, 7, 1}, 1, 2);
+  if (name == "wgrad_2") return wgrad_case({1, 16, 30, 5, 1}, 2, 3);
+  if (name == "wgrad_5") return wgrad_case({2, 80, 9, 8, 2, false}, 5, 9);
+  if (name == "wgrad_ring") return wgrad_case({4, 64, 17, 16, 1}, 3, 1);
+  return "no such case";
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  for (int i = 1; i < count; ++i) {
+    const std::string word = arguments[i];
+    if (word == "--late") {
+      standin::settings().late = true;
+    } else if (word == "--watchdog") {
+      standin::settings().watchdog_seconds = std::atof(arguments[++i]);
+    } else {
+      const char* wrong = run_case(word);
+      std::printf("%s: %s\n", word.c_str(), wrong == nullptr ? "exact" : wrong);
+      if (wrong != nullptr) return 1;
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,142 @@
+// A multiprocessor on the CPU: one block at a time, a warpgroup per std::thread, its 128 lanes as fibers; used by
+// standin/primitives.h, tests only.
+//
+// Written from the PTX text alone and not from the kernels. What a kernel could get wrong without noticing is refused
+// here: accesses outside shared memory or misaligned, operands that wgmma reads before the writer's proxy fence,
+// products without wgmma.fence before or commit after, lanes that part ways at a collective instruction, too many
+// arrivals, waits that never end. Asynchronous work is done either as soon as it is issued or as late as the kernel's
+// waits allow (`late`): both must be right.
+#pragma once
+
+#include <ucontext.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace rdk::cuda::standin {
+
+struct Settings {
+  bool late = false;
+  double watchdog_seconds = 20.0;
+};
+Settings& settings();
+
+inline constexpr int kLanes = 128;
+inline constexpr uint32_t kSharedStart = 1024;  // shared addresses do not begin at 0
+
+struct Block;
+struct Warpgroup;
+
+struct AsyncCopy {
+  uint32_t to;
+  const void* from;  // null: zeros
+  int bytes;
+};
+
+struct Lane {
+  int thread = 0;  // in the block
+  Block* block = nullptr;
+  Warpgroup* group = nullptr;
+  ucontext_t context{};
+  std::vector<char> stack;
+  void* fiber = nullptr;  // ThreadSanitizer's handle
+  bool done = false;
+  std::function<bool()> waiting;   // resumed when it holds; empty: may run
+  const char* place = "start";     // for the watchdog's message
+  std::vector<uint32_t> unfenced;  // units written since the last proxy fence
+  std::vector<AsyncCopy> open_copies;
+  std::vector<std::vector<AsyncCopy>> copy_groups;
+};
+
+// Lanes that execute one instruction together: a warp or a warpgroup.
+struct Together {
+  int arrived = 0;
+  unsigned generation = 0;
+  const char* operation = nullptr;
+  void* arguments[kLanes] = {};
+};
+
+struct Product {  // one wgmma of a warpgroup
+  int columns;
+  bool half_is_bf16, transposed;
+  uint64_t a, b;
+  float* sums[kLanes];
+};
+
+struct Warpgroup {
+  Block* block = nullptr;
+  std::vector<Lane> lanes;
+  ucontext_t scheduler{};
+  void* fiber = nullptr;
+  Together warpgroup, warps[4];
+  bool fenced = false;
+  std::vector<Product> open;
+  std::vector<std::vector<Product>> committed;
+};
+
+struct NamedBarrier {
+  int arrived = 0, expected = 0;
+  unsigned generation = 0;
+};
+
+struct Mbarrier {
+  int count = 0, pending = 0;
+  int64_t bytes = 0;
+  unsigned phase = 0;
+  std::vector<AsyncCopy> late_copies;
+};
+
+struct Block {
+  int index = 0, count = 1, threads = 0;
+  std::vector<uint8_t> shared;
+  std::vector<std::atomic<int>> written_by;  // per 16 bytes: thread + 1 whose write the async proxy may not see yet
+  std::mutex mutex;
+  std::map<int, NamedBarrier> barriers;
+  std::map<uint32_t, Mbarrier> mbarriers;
+  std::atomic<unsigned> progress{0};
+  std::atomic<bool> failed{false};
+  std::string message;
+
+  explicit Block(int shared_bytes);
+  uint8_t* at(uint32_t address, int bytes, int alignment, const char* what);
+};
+
+// Runs `kernel` on all blocks, one after another; returns nullptr or what went wrong (valid until the next run).
+const char* run_grid(const std::function<void()>& kernel, int blocks, int threads, int shared_bytes);
+
+Lane& self();
+[[noreturn]] void fail(const std::string& message);  // ends the run with this message; called by lanes only
+void wait_until(const char* place, std::function<bool()> condition);
+// The last of `width` lanes to come runs `action` over all their arguments; nobody leaves before.
+void together(Together& group, int width, int index, const char* operation, void* argument,
+              const std::function<void(void**)>& action);
+
+// operations on a block's memory and barriers, called by the lane that runs
+void write_shared(uint32_t address, const void* from, int bytes, int alignment);
+void read_shared(uint32_t address, void* to, int bytes, int alignment);
+void fence_async_proxy();
+void barrier_sync(int id, int threads);
+void mbarrier_init(uint32_t address, int arrivals);
+void mbarrier_arrive(uint32_t address, int expected_bytes);
+bool mbarrier_test(uint32_t address, uint32_t parity);
+void mbarrier_wait(uint32_t address, uint32_t parity);
+void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier);
+void copy_async(uint32_t to, const void* from, bool valid);
+void copy_async_commit();
+void copy_async_wait(int groups);
+void store_matrices_transposed(uint32_t address, const uint32_t* words, int count);
+void wgmma_fence();
+void wgmma(int columns, bool bf16, bool transposed, float* sums, uint64_t a, uint64_t b);
+void wgmma_commit();
+void wgmma_wait(int groups);
+
+float half_to_float(uint16_t half, bool bf16);
+uint16_t float_to_half(float value, bool bf16);
+
+}  // namespace rdk::cuda::standin

@@ -1,0 +1,120 @@
+// The names of primitives.cuh on the CPU; included by it under RDK_STANDIN, in tests only.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "machine.h"
+
+#define RDK_DEVICE inline
+#define RDK_KERNEL(threads) void
+#define RDK_PARAMS const
+
+namespace rdk::cuda {
+
+RDK_DEVICE int thread_index() { return standin::self().thread; }
+RDK_DEVICE int block_index() { return standin::self().block->index; }
+RDK_DEVICE int block_count() { return standin::self().block->count; }
+RDK_DEVICE uint32_t shared_base() { return standin::kSharedStart; }
+RDK_DEVICE void opaque(uint32_t&) {}
+template <int N>
+void more_registers() {}
+template <int N>
+void fewer_registers() {}
+
+RDK_DEVICE Unit load_shared(uint32_t address) {
+  Unit unit;
+  standin::read_shared(address, &unit, 16, 16);
+  return unit;
+}
+RDK_DEVICE void store_shared(uint32_t address, const Unit& unit) { standin::write_shared(address, &unit, 16, 16); }
+RDK_DEVICE uint32_t load_shared_word(uint32_t address) {
+  uint32_t word;
+  standin::read_shared(address, &word, 4, 4);
+  return word;
+}
+RDK_DEVICE void store_shared_word(uint32_t address, uint32_t word) { standin::write_shared(address, &word, 4, 4); }
+
+RDK_DEVICE Unit load_global(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) standin::fail("16-byte load from a misaligned global address");
+  Unit unit;
+  std::memcpy(&unit, address, 16);
+  return unit;
+}
+RDK_DEVICE void store_global(void* address, const Unit& unit) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) standin::fail("16-byte store to a misaligned global address");
+  std::memcpy(address, &unit, 16);
+}
+RDK_DEVICE void prefetch_global(const void*) {}
+RDK_DEVICE void copy_async(uint32_t to, const void* from, bool valid) { standin::copy_async(to, from, valid); }
+RDK_DEVICE void copy_async_commit() { standin::copy_async_commit(); }
+template <int N>
+void copy_async_wait() {
+  standin::copy_async_wait(N);
+}
+
+RDK_DEVICE void barrier_sync(int id, int threads) { standin::barrier_sync(id, threads); }
+RDK_DEVICE void fence_async_proxy() { standin::fence_async_proxy(); }
+RDK_DEVICE void mbarrier_init(uint32_t address, int arrivals) { standin::mbarrier_init(address, arrivals); }
+RDK_DEVICE void fence_mbarrier_init() {}
+RDK_DEVICE void mbarrier_arrive(uint32_t address) { standin::mbarrier_arrive(address, 0); }
+RDK_DEVICE void mbarrier_arrive_expecting(uint32_t address, int bytes) { standin::mbarrier_arrive(address, bytes); }
+RDK_DEVICE bool mbarrier_test(uint32_t address, uint32_t parity) { return standin::mbarrier_test(address, parity); }
+RDK_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity) { standin::mbarrier_wait(address, parity); }
+RDK_DEVICE void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  standin::bulk_copy(to, from, bytes, barrier);
+}
+
+template <class T>
+uint32_t pack(float low, float high) {
+  constexpr bool bf16 = std::is_same_v<T, BF16>;
+  return standin::float_to_half(low, bf16) | static_cast<uint32_t>(standin::float_to_half(high, bf16)) << 16;
+}
+template <class T>
+uint32_t pack_relu(float low, float high) {
+  return pack<T>(low < 0.0f ? 0.0f : low, high < 0.0f ? 0.0f : high);
+}
+template <class T>
+Pair unpack(uint32_t word) {
+  constexpr bool bf16 = std::is_same_v<T, BF16>;
+  return {standin::half_to_float(static_cast<uint16_t>(word), bf16),
+          standin::half_to_float(static_cast<uint16_t>(word >> 16), bf16)};
+}
+RDK_DEVICE float word_to_float(uint32_t word) {
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+RDK_DEVICE uint32_t float_to_word(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  return word;
+}
+
+RDK_DEVICE void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const uint32_t words[4] = {a, b, c, d};
+  standin::store_matrices_transposed(address, words, 4);
+}
+RDK_DEVICE void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t b) {
+  const uint32_t words[2] = {a, b};
+  standin::store_matrices_transposed(address, words, 2);
+}
+
+RDK_DEVICE void wgmma_fence() { standin::wgmma_fence(); }
+RDK_DEVICE void wgmma_commit() { standin::wgmma_commit(); }
+template <int N>
+void wgmma_wait() {
+  standin::wgmma_wait(N);
+}
+template <class T, int N, bool Transposed = false>
+void wgmma(float (&sums)[N / 2], uint64_t a, uint64_t b) {
+  standin::wgmma(N, std::is_same_v<T, BF16>, Transposed, sums, a, b);
+}
+
+template <class Params>
+const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void*, const Params& params) {
+  if (shared_bytes > kSharedBytes) return "more shared memory than a block may have";
+  return standin::run_grid([&] { kernel(params); }, blocks, threads, shared_bytes);
+}
+
+}  // namespace rdk::cuda

@@ -1,0 +1,41 @@
+// Every tile size and limit of the CUDA kernels, in one place; read by the kernels, by plan.h and, through ops.cpp, by
+// rdk/backends/cuda.py.
+#pragma once
+
+namespace rdk::cuda {
+
+// the machine: sm_90 (H100, H200)
+inline constexpr int kSharedBytes = 232448;  // shared memory that one block may have
+inline constexpr int kWarpgroup = 128;       // threads
+
+// every kernel
+inline constexpr int kChannelStep = 16;  // channels come in multiples of one wgmma k-step
+inline constexpr int kMaxChannels = 1024;
+inline constexpr int kRows = 64;  // rows of one wgmma: output channels
+inline constexpr int kTaps = 9;
+
+// conv: one producer warpgroup, two consumer warpgroups. A tile is (64 * M) output channels by (N * 2 / M) positions.
+#define RDK_CONV_TILES(X) X(1, 128) X(1, 192) X(1, 256) X(2, 128) X(2, 192) X(2, 256)
+inline constexpr int kConvThreads = 3 * kWarpgroup;
+inline constexpr int kConvMaxStages = 4;
+inline constexpr int kConvMinStages = 2;
+inline constexpr int kConvProducerRegisters = 40;
+inline constexpr int kConvConsumerRegisters = 232;
+inline constexpr int kConvTileOverhead = 4;  // cost of starting and finishing a tile, in slabs of 16 channels (est.)
+inline constexpr int kL2BytesPerClock = 24;  // that one multiprocessor gets when all read (est.)
+
+// resident: two warpgroups hold the accumulators of one whole image, N1 + N2 positions each
+#define RDK_RESIDENT_TILES(X) X(144, 0) X(256, 0) X(208, 200)
+inline constexpr int kResidentThreads = 2 * kWarpgroup;
+inline constexpr int kResidentMaxChannels = 64;
+inline constexpr int kResidentMaxIterations = 1024;  // in one launch
+
+// wgrad: one producer warpgroup, one consumer warpgroup per row of the 3x3 filter. A tile is 64 by 64 channels, all
+// taps.
+inline constexpr int kWgradThreads = 4 * kWarpgroup;
+inline constexpr int kWgradPositions = 128;  // of one stage
+inline constexpr int kWgradMaxStages = 4;
+inline constexpr int kWgradProducerRegisters = 40;
+inline constexpr int kWgradConsumerRegisters = 152;
+
+}  // namespace rdk::cuda

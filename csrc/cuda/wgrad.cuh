@@ -1,0 +1,196 @@
+// The weight gradient of a 3x3 convolution over a run of iterations: one GEMM with the pixels as K; launched by
+// wgrad_bf16.cu and wgrad_fp16.cu.
+//
+// A tile is 64 output by 64 input channels and all nine taps; a consumer warpgroup holds the three taps of one filter
+// row. Both operands lie as [channel / 8][position][8], so positions are K and the taps are shifted starts of the same
+// map, as in the forward pass. The positions of all steps are split over blocks; each block adds to a partial sum of
+// its own, and the caller adds these up in order: no atomics.
+#pragma once
+
+#include "finish.cuh"
+#include "params.h"
+#include "plan.h"
+
+namespace rdk::cuda {
+
+template <class T>
+struct WgradKernel {
+  struct Memory {  // addresses in shared memory
+    uint32_t stages, stage_bytes, full, empty;
+    int grad_slots;
+
+    RDK_DEVICE Memory(const WgradParams& p) {
+      const WgradLayout layout = wgrad_layout(p.slots, p.stages);
+      stages = shared_base();
+      stage_bytes = static_cast<uint32_t>(layout.stage_bytes);
+      full = stages + static_cast<uint32_t>(layout.barriers);
+      empty = full + 8 * kWgradMaxStages;
+      grad_slots = odd_slots(kWgradPositions);
+    }
+    RDK_DEVICE uint32_t grad(int stage) const { return stages + static_cast<uint32_t>(stage) * stage_bytes; }
+    RDK_DEVICE uint32_t state(int stage) const {
+      return grad(stage) + static_cast<uint32_t>(kRows / 8 * grad_slots * kUnit);
+    }
+  };
+
+  // What a block has to do: blocks of positions first … last-1 (numbered over all steps) of one tile.
+  struct Work {
+    int out_channel, in_channel, first, last;
+
+    RDK_DEVICE Work(const WgradParams& p) {
+      const int tiles = p.channel_tiles * p.channel_tiles;
+      const int tile = block_index() % tiles;
+      const int split = block_index() / tiles;
+      out_channel = tile / p.channel_tiles * kRows;
+      in_channel = tile % p.channel_tiles * kRows;
+      first = wgrad_share(p.steps * p.blocks_per_step, p.splits, split);
+      last = wgrad_share(p.steps * p.blocks_per_step, p.splits, split + 1);
+    }
+  };
+
+  static RDK_DEVICE void kernel(const WgradParams& p) {
+    const Memory memory(p);
+    if (thread_index() == 0) {
+      for (int stage = 0; stage < p.stages; ++stage) {
+        mbarrier_init(memory.full + 8 * stage, kWarpgroup);
+        mbarrier_init(memory.empty + 8 * stage, 3 * kWarpgroup / 32);
+      }
+      fence_mbarrier_init();
+    }
+    barrier_sync(0, kWgradThreads);
+    const Work work(p);
+    if (thread_index() < kWarpgroup) {
+      fewer_registers<kWgradProducerRegisters>();
+      produce(p, memory, work);
+    } else {
+      more_registers<kWgradConsumerRegisters>();
+      consume(p, memory, work);
+    }
+  }
+
+  static RDK_DEVICE const void* grad_of(const WgradParams& p, int step) {
+    return step == 0 ? p.grad_first : halves_at(p.grad, (step - 1) * p.grad_stride);
+  }
+  static RDK_DEVICE const void* state_of(const WgradParams& p, int step) {
+    return step == p.steps - 1 ? p.state_last : halves_at(p.state, step * p.state_stride);
+  }
+
+  static RDK_DEVICE void hand_over(const Memory& memory, int stage) {
+#if !defined(RDK_BREAK_WGRAD_FENCE)
+    fence_async_proxy();
+#endif
+    mbarrier_arrive(memory.full + 8 * stage);
+  }
+
+  static RDK_DEVICE void produce(const WgradParams& p, const Memory& memory, const Work& work) {
+    int stage = 0, pending = -1;
+    uint32_t parity = 1;
+    for (int block = work.first; block < work.last; ++block) {
+      const int step = block / p.blocks_per_step;
+      const int position = (block - step * p.blocks_per_step) * kWgradPositions;
+      const uint32_t empty = memory.empty + 8 * stage;
+      if (pending >= 0 && !mbarrier_test(empty, parity)) {
+        copy_async_wait<0>();
+        hand_over(memory, pending);
+        pending = -1;
+      }
+      mbarrier_wait(empty, parity);
+      gather(p, memory.grad(stage), memory.grad_slots, grad_of(p, step), position, kWgradPositions, work.out_channel);
+      gather(p, memory.state(stage), p.slots, state_of(p, step), position - p.grid.halo(), p.slots, work.in_channel);
+      copy_async_commit();
+      if (pending >= 0) {
+        copy_async_wait<1>();
+        hand_over(memory, pending);
+      }
+      pending = stage;
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+    if (pending >= 0) {
+      copy_async_wait<0>();
+      hand_over(memory, pending);
+    }
+  }
+
+  // 64 channels of `count` positions from `first` on; 8 neighbouring lanes take the 128 contiguous bytes of one pixel.
+  static RDK_DEVICE void gather(const WgradParams& p, uint32_t to, int slots, const void* map, int first, int count,
+                                int channels_from) {
+    const int chunk = thread_index() % 8;
+    const int channel = channels_from + 8 * chunk;
+    for (int slot = thread_index() / 8; slot < count; slot += kWarpgroup / 8) {
+      const int pixel = pixel_of_position(first + slot, p.images, p.grid, p.by_period, p.by_pitch);
+      const bool valid = pixel >= 0 && channel < p.channels;
+      const int64_t offset = valid ? static_cast<int64_t>(pixel) * p.channels + channel : 0;
+      copy_async(map_address(to, slots, chunk, slot), halves_at(map, offset), valid);
+    }
+  }
+
+  static RDK_DEVICE void consume(const WgradParams& p, const Memory& memory, const Work& work) {
+    const int row = thread_index() / kWarpgroup - 1;  // of the filter
+    float left[kRows / 2] = {}, middle[kRows / 2] = {}, right[kRows / 2] = {};
+    // positions are K and lie 16 bytes apart: 8 of them are 128 bytes along K, a chunk of channels is one along M or N
+    const uint64_t a_fields = descriptor(0, 8 * kUnit, static_cast<uint32_t>(kUnit * memory.grad_slots));
+#if defined(RDK_BREAK_WGRAD_STRIDES)
+    const uint64_t b_fields = descriptor(0, static_cast<uint32_t>(kUnit * p.slots), 8 * kUnit);
+#else
+    const uint64_t b_fields = descriptor(0, 8 * kUnit, static_cast<uint32_t>(kUnit * p.slots));
+#endif
+    const uint32_t row_start = static_cast<uint32_t>(row * p.grid.dilation * p.grid.pitch());
+    const uint32_t column_step = static_cast<uint32_t>(p.grid.dilation);
+    int stage = 0, before = -1;
+    uint32_t parity = 0;
+    int block = work.first;
+    do {  // the plan leaves no block without work; a loop that might not run would make ptxas serialise the products
+      mbarrier_wait(memory.full + 8 * stage, parity);
+      uint32_t a = memory.grad(stage) >> 4;
+      uint32_t b = (memory.state(stage) >> 4) + row_start;
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kWgradPositions / 16; ++k) {
+        wgmma<T, kRows, true>(left, a_fields | a, b_fields | b);
+        wgmma<T, kRows, true>(middle, a_fields | a, b_fields | (b + column_step));
+        wgmma<T, kRows, true>(right, a_fields | a, b_fields | (b + 2 * column_step));
+        a += 16;
+        b += 16;
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (before >= 0) release(memory, before);
+      before = stage;
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    } while (++block < work.last);
+    wgmma_wait<0>();
+    if (before >= 0) release(memory, before);
+    float* partial = p.partials + static_cast<int64_t>(block_index()) * kTaps * kRows * kRows + 3 * row * kRows * kRows;
+    add_partial(partial, left, p.accumulate);
+    add_partial(partial + kRows * kRows, middle, p.accumulate);
+    add_partial(partial + 2 * kRows * kRows, right, p.accumulate);
+  }
+
+  static RDK_DEVICE void release(const Memory& memory, int stage) {
+    if (thread_index() % 32 == 0) mbarrier_arrive(memory.empty + 8 * stage);
+  }
+
+  static RDK_DEVICE void add_partial(float* partial, const float (&sums)[kRows / 2], int accumulate) {
+    const int thread = thread_index() % kWarpgroup;
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+      float* to = partial + fragment_row(thread, i) * kRows + fragment_column(thread, i);
+      *to = accumulate ? *to + sums[i] : sums[i];
+    }
+  }
+};
+
+template <class T>
+RDK_KERNEL(kWgradThreads)
+wgrad_kernel(RDK_PARAMS WgradParams p) {
+  WgradKernel<T>::kernel(p);
+}
+
+// Starts the kernel; returns nullptr or what went wrong.
+template <class T>
+const char* launch_wgrad(const WgradParams& p, void* stream) {
+  const int blocks = p.splits * p.channel_tiles * p.channel_tiles;
+  return launch(wgrad_kernel<T>, blocks, kWgradThreads, wgrad_layout(p.slots, p.stages).total, stream, p);
+}
+
+}  // namespace rdk::cuda

@@ -1,0 +1,228 @@
+"""The cuda backend: kernels of csrc/cuda for sm_90a, the state in shared memory where it fits; called by dispatch and recompute.
+
+These kernels have never run on a GPU: they compile, and their source computes right results in a stand-in on the CPU
+(tests/test_cuda_standin.py). "auto" takes a backend only where measurements were recorded, so only backend="cuda" comes here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from rdk import extension
+from rdk.backends.base import Call, Gradients, Needs, Problem, Store
+from rdk.backends.cuda_gradients import LONGEST_RUN, CudaGradients
+from rdk.backends.cuda_kernels import MAX_RESIDENT_STEPS, ROWS, TAPS, Kernels, aligned, merge_statistics
+from rdk.backends.eager import _finish_stage
+from rdk.backends.layout import empty_maps
+
+MAX_CHANNELS = 1024
+CHANNEL_STEP = 16
+MAX_POSITIONS = 2**31 - 2**16  # positions are 32-bit integers, and a tile reaches beyond the last
+NEVER_RUN = (
+    "rdk: the kernels of backend 'cuda' have been compiled and tested in a stand-in on the CPU, but have never run on a GPU. "
+    "Compare with backend='eager' before you rely on them (python -m rdk.info --check does so)."
+)
+
+
+class CudaBackend:
+    """Runs of iterations by the kernels in csrc/cuda."""
+
+    name = "cuda"
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def unavailable(self) -> str | None:
+        reason = extension.load("cuda")
+        if reason:
+            return reason
+        if not torch.cuda.is_available():
+            return "it needs an sm_90 device (H100, H200), and PyTorch sees no GPU here"
+        found = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+        if (9, 0) not in found:
+            capabilities = ", ".join(f"{major}.{minor}" for major, minor in found)
+            return f"it needs an sm_90 device (H100, H200); the GPUs here have compute capability {capabilities}"
+        return None
+
+    def supports(self, problem: Problem) -> str | None:
+        return self._wrong_kind(problem) or self._wrong_size(problem)
+
+    def _wrong_kind(self, problem: Problem) -> str | None:
+        if problem.device.type != self.kernels.device_type:
+            return f"it takes {self.kernels.device_type} tensors, and the state is on {problem.device}"
+        if problem.kind != "conv":
+            return f"it computes 3x3 convolutions, and the stages are {problem.kind}"
+        if problem.dtype not in (torch.bfloat16, torch.float16):
+            return f"it computes in bfloat16 or float16, and the state is {problem.dtype}".replace("torch.", "")
+        if problem.device.type == "cuda" and torch.cuda.get_device_capability(problem.device) != (9, 0):
+            return f"it needs an sm_90 device, and {torch.cuda.get_device_name(problem.device)} is none"
+        return None
+
+    def _wrong_size(self, problem: Problem) -> str | None:
+        n, c, h, w = problem.shape
+        if c % CHANNEL_STEP or c > MAX_CHANNELS:
+            return f"it takes multiples of {CHANNEL_STEP} channels up to {MAX_CHANNELS}, and the state has {c}"
+        processors = self.kernels.processors(problem.device)
+        for dilation in sorted({stage.dilation for stage in problem.stages}):
+            if n * (h + dilation) * (w + dilation) >= MAX_POSITIONS:
+                return f"it counts pixels in 32 bits, and {n} maps of {h}x{w} are too many"
+            fits = self.kernels.conv_plan(problem.shape, dilation, processors).stages > 0
+            if problem.needs_grad:
+                fits = fits and self.kernels.wgrad_plan(problem.shape, dilation, processors).stages > 0
+            if not fits:
+                return f"a row of {w} pixels at dilation {dilation} does not fit in shared memory with its neighbours"
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        """Maps: a stage's input and result, the open skips and their gradients, with norm as eager; a resident backward holds
+        the gradients of a run. Beside maps: weights packed for both directions, the splits of every weight's gradient in
+        float32 and their sum."""
+        stages = len(problem.stages)
+        c = problem.channels
+        weight = TAPS * c * c
+        packed = 2 * stages * TAPS * c * -(-c // (2 * ROWS)) * 2 * ROWS * problem.dtype.itemsize
+        if self.kernels.not_resident(problem) is None:
+            maps = 3 + (min(LONGEST_RUN, problem.iterations) if problem.needs_grad else 0)
+        else:
+            maps = 3 + (2 if any(stage.skip is not None for stage in problem.stages) else 0)
+            maps += stages + 2 if problem.norm else 0
+        sums = 0
+        if problem.needs_grad:
+            plan = self.kernels.wgrad_plan(
+                problem.shape, problem.stages[0].dilation, self.kernels.processors(problem.device)
+            )
+            splits = 4 * plan.splits * plan.channel_tiles**2 * TAPS * ROWS**2
+            sums = splits * (stages if problem.tied else 1) + 4 * weight * (
+                2 if problem.tied else problem.iterations * stages
+            )
+        return maps * problem.map_bytes + packed + sums
+
+    def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        warn_once(self.kernels.device_type)
+        state = aligned(state)
+        if self.kernels.not_resident(call.problem) is None:
+            return self._forward_resident(call, state, first, last, store)
+        return self._forward_staged(call, state, first, last, store)
+
+    def tape(self, call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
+        self._iteration(call, aligned(state), iteration, tapes, None, record_statistics=False, tape_only=True)
+
+    def gradients(self, call: Call, needs: Needs) -> Gradients:
+        return CudaGradients(call, needs, self.kernels)
+
+    # ---- the map stays in shared memory
+
+    def _forward_resident(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        for start in range(first, last, MAX_RESIDENT_STEPS):
+            end = min(start + MAX_RESIDENT_STEPS, last)
+            slots = [slot for slot, position in enumerate(store.positions) if start < position <= end]
+            keep = [store.positions[slot] - start - 1 for slot in slots]
+            kept = store.states[slots[0] : slots[-1] + 1] if slots and store.states is not None else None
+            last_is_kept = kept is not None and keep[-1] == end - start - 1
+            out = None if last_is_kept else empty_maps(1, state)[0]
+            self.kernels.resident(call, state, end - start, keep=keep if kept is not None else (), kept=kept, out=out)
+            if out is not None:
+                state = out
+            elif kept is not None:
+                state = kept[-1]
+        return state
+
+    # ---- one launch per convolution
+
+    def _forward_staged(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        slot_of = {position: slot for slot, position in enumerate(store.positions)}
+        tape_maps = call.problem.tape_maps
+        for iteration in range(first, last):
+            tapes = None
+            if store.tapes is not None and iteration >= store.tape_first:
+                start = (iteration - store.tape_first) * tape_maps
+                tapes = store.tapes[start : start + tape_maps]
+            slot = slot_of.get(iteration + 1)
+            out = store.states[slot] if slot is not None and store.states is not None else None
+            state = self._iteration(call, state, iteration, tapes, out, store.record_statistics)
+        return state
+
+    def _iteration(
+        self,
+        call: Call,
+        state: Tensor,
+        iteration: int,
+        tapes: Tensor | None,
+        out: Tensor | None,
+        record_statistics: bool,
+        tape_only: bool = False,
+    ) -> Tensor:
+        """One iteration; the state after it is written to `out` where there is one."""
+        problem = call.problem
+        # with a norm that is differentiated or measured, the sum before it is a result of its own
+        apart = problem.norm and (problem.needs_grad or problem.norm_training)
+        entered: list[Tensor] = []
+        for number, stage in enumerate(problem.stages):
+            at_end = number == len(problem.stages) - 1
+            if tape_only and at_end and not problem.norm:
+                return state
+            entered.append(state)
+            if apart:
+                z = tapes[number] if tapes is not None else empty_maps(1, state)[0]
+                self._measured_product(call, iteration, number, state, z, record_statistics)
+                if tape_only and at_end:
+                    return z
+                state = _finish_stage(call, iteration, number, z, dict(enumerate(entered)))
+                if at_end and out is not None:
+                    state = out.copy_(state)
+                continue
+            if at_end:
+                to = out
+            else:
+                to = tapes[number] if tapes is not None else None
+            state = self.kernels.conv(
+                call,
+                call.parameter_index(iteration, number),
+                stage.dilation,
+                state,
+                empty_maps(1, state)[0] if to is None else to,
+                bias=self.kernels.bias(call, call.parameter_index(iteration, number)),
+                affine=_affine(call, iteration, number) if stage.norm else None,
+                inject=self.kernels.inject(call) if number == 0 else None,
+                skip=None if stage.skip is None else entered[stage.skip],
+                relu=stage.relu,
+            )
+        return state
+
+    def _measured_product(
+        self, call: Call, iteration: int, number: int, state: Tensor, z: Tensor, record_statistics: bool
+    ) -> None:
+        """The convolution with its bias, and the statistics of the result where they are to be recorded."""
+        index = call.parameter_index(iteration, number)
+        dilation = call.problem.stages[number].dilation
+        groups = None
+        if record_statistics:
+            plan = self.kernels.conv_plan(tuple(state.shape), dilation, self.kernels.processors(state.device))
+            groups = state.new_empty((plan.groups, 3, state.shape[1]), dtype=torch.float32)
+        self.kernels.conv(call, index, dilation, state, z, bias=self.kernels.bias(call, index), statistics=groups)
+        if groups is not None:
+            row = call.index(iteration, number)
+            mean, variance = merge_statistics(groups)
+            call.means[row].copy_(mean)
+            call.variances[row].copy_(variance)
+
+
+def _affine(call: Call, iteration: int, number: int) -> tuple[Tensor, Tensor]:
+    """A norm with known statistics as z * scale + shift, (C,) each in float32."""
+    row = call.index(iteration, number)
+    scale = call.norm_weights[row].float() * (call.variances[row] + call.eps[row]).rsqrt()
+    return scale, call.norm_biases[row].float() - call.means[row] * scale
+
+
+@lru_cache(maxsize=None)
+def warn_once(device_type: str) -> None:
+    """Says once that no GPU has run these kernels (the stand-in on the CPU needs no warning)."""
+    if device_type == "cuda":
+        warnings.warn(NEVER_RUN, stacklevel=2)
+
+
+BACKEND = CudaBackend(Kernels())

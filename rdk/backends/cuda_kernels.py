@@ -1,0 +1,207 @@
+"""The compiled CUDA kernels as Python functions: plans, packed weights, launches; called by cuda and cuda_gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdk.backends.base import Call, Problem
+from rdk.backends.layout import channels_last
+
+ROWS = 64  # output channels of one product; a resident map has no more
+TAPS = 9
+MAX_RESIDENT_STEPS = 1024  # of one launch
+
+
+class ConvPlan(NamedTuple):
+    """How the fused convolution cuts a problem: see csrc/cuda/plan.h."""
+
+    stages: int  # of the ring in shared memory; 0 where the map's halo does not fit
+    rows: int  # output channels of a tile
+    positions: int  # of a tile
+    groups: int  # rows of the statistics
+    tiles: int
+    blocks: int
+
+
+class WgradPlan(NamedTuple):
+    """How the weight gradient is split: see csrc/cuda/plan.h."""
+
+    stages: int  # of the ring in shared memory; 0 where the map's halo does not fit
+    splits: int
+    channel_tiles: int
+
+
+class Kernels:
+    """One compiled library. `namespace` is where it registered its operators, `device_type` the tensors it takes."""
+
+    def __init__(self, namespace: str = "rdk", device_type: str = "cuda", processors: int | None = None) -> None:
+        self.namespace, self.device_type = namespace, device_type
+        self._processors = processors
+        self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
+        self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
+        self.resident_refusal = lru_cache(maxsize=1024)(self._resident_refusal)
+
+    @property
+    def ops(self) -> Any:
+        return getattr(torch.ops, self.namespace)
+
+    def processors(self, device: torch.device) -> int:
+        """Multiprocessors of the device."""
+        if self._processors is not None:
+            return self._processors
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
+    # ---- plans
+
+    def _conv_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> ConvPlan:
+        n, c, h, w = shape
+        return ConvPlan(*self.ops.cuda_conv_plan(n, c, h, w, dilation, processors))
+
+    def _wgrad_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> WgradPlan:
+        n, c, h, w = shape
+        return WgradPlan(*self.ops.cuda_wgrad_plan(n, c, h, w, dilation, processors))
+
+    def _resident_refusal(self, channels: int, height: int, width: int, dilation: int) -> str | None:
+        return self.ops.cuda_resident_refusal(channels, height, width, dilation) or None
+
+    def not_resident(self, problem: Problem) -> str | None:
+        """Why the map cannot stay in shared memory over the iterations; None where it can."""
+        if len(problem.stages) > 1:
+            return "the resident kernel runs modules of one convolution"
+        if not problem.tied:
+            return "the resident kernel runs tied weights"
+        if problem.norm:
+            return "the resident kernel has no BatchNorm"
+        _, c, h, w = problem.shape
+        return self.resident_refusal(c, h, w, problem.stages[0].dilation)
+
+    # ---- what a call derives once from its parameters
+
+    def packed(self, call: Call, index: int, rows: int, transposed: bool) -> Tensor:
+        """Weight `index` as the kernels read it, `transposed` for the gradient of the input."""
+        key = ("packed", index, rows, transposed)
+        if key not in call.prepared:
+            packed = self.ops.cuda_pack(call.weights[index], rows, transposed)
+            if not call.problem.tied:
+                return packed  # type: ignore[no-any-return]
+            call.prepared[key] = packed
+        return call.prepared[key]  # type: ignore[no-any-return]
+
+    def bias(self, call: Call, index: int) -> Tensor | None:
+        """Bias `index` in float32."""
+        return call.biases[index].float().contiguous() if call.biases else None
+
+    def inject(self, call: Call) -> Tensor | None:
+        """The inject with channels innermost."""
+        if call.inject is None:
+            return None
+        if "inject" not in call.prepared:
+            call.prepared["inject"] = aligned(channels_last(call.inject))
+        return call.prepared["inject"]  # type: ignore[no-any-return]
+
+    # ---- launches
+
+    def conv(
+        self,
+        call: Call,
+        index: int,
+        dilation: int,
+        state: Tensor,
+        out: Tensor,
+        *,
+        transposed: bool = False,
+        bias: Tensor | None = None,
+        affine: tuple[Tensor, Tensor] | None = None,
+        inject: Tensor | None = None,
+        skip: Tensor | None = None,
+        mask: Tensor | None = None,
+        relu: bool = False,
+        statistics: Tensor | None = None,
+    ) -> Tensor:
+        """Writes conv3x3(state; weight `index`), (N, C, H, W), with all that follows it into out and returns out."""
+        processors = self.processors(state.device)
+        plan = self.conv_plan(tuple(state.shape), dilation, processors)
+        weights = self.packed(call, index, plan.rows, transposed)
+        scale, shift = affine or (None, None)
+        self.ops.cuda_conv(
+            state, weights, bias, scale, shift, inject, skip, mask, dilation, relu, processors, out, statistics
+        )
+        return out
+
+    def resident(
+        self,
+        call: Call,
+        state: Tensor,
+        steps: int,
+        *,
+        transposed: bool = False,
+        add: Sequence[Tensor] = (),
+        mask: Sequence[Tensor] = (),
+        keep: Sequence[int] = (),
+        kept: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:
+        """Runs `steps` iterations in one launch: forward, or in reverse with `transposed`.
+
+        add and mask hold one map per step, or nothing. kept (len(keep), N, C, H, W) receives the maps after the steps
+        in `keep`, out the last.
+        """
+        stage = call.problem.stages[0]
+        self.ops.cuda_resident(
+            state,
+            self.packed(call, 0, ROWS, transposed),
+            None if transposed else self.bias(call, 0),
+            None if transposed else self.inject(call),
+            list(add),
+            list(mask),
+            stage.dilation,
+            stage.relu and not transposed,
+            steps,
+            list(keep),
+            self.processors(state.device),
+            kept,
+            out,
+        )
+
+    def wgrad(
+        self, grads: Sequence[Tensor], states: Sequence[Tensor], dilation: int, partials: Tensor | None
+    ) -> Tensor:
+        """Adds the weight gradient of len(grads) convolutions to partials, which are made where they are None."""
+        processors = self.processors(grads[0].device)
+        accumulate = partials is not None
+        if partials is None:
+            plan = self.wgrad_plan(tuple(grads[0].shape), dilation, processors)
+            shape = (plan.splits, plan.channel_tiles, plan.channel_tiles, TAPS, ROWS, ROWS)
+            partials = grads[0].new_empty(shape, dtype=torch.float32)
+        self.ops.cuda_wgrad(list(grads), list(states), dilation, accumulate, processors, partials)
+        return partials
+
+
+def aligned(maps: Tensor) -> Tensor:
+    """`maps` at an address that the kernels take (a multiple of 16 bytes); a copy only where it is not."""
+    return maps if maps.data_ptr() % 16 == 0 else maps.clone()
+
+
+def weight_gradient(partials: Tensor, channels: int) -> Tensor:
+    """(C, C, 3, 3) in float32 from the splits' partial sums, added in order."""
+    tiles = partials.shape[1]
+    summed = partials.sum(0)  # (tiles out, tiles in, 9, 64 out, 64 in)
+    square = summed.permute(0, 3, 1, 4, 2).reshape(tiles * ROWS, tiles * ROWS, 3, 3)
+    return square[:channels, :channels]
+
+
+def merge_statistics(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, (C,) each, from (groups, 3, C) of counts, means and sums of squared deviations.
+
+    Chan, Golub & LeVeque (1979), in float64 and in a fixed order.
+    """
+    count, mean, squares = groups.double().unbind(1)
+    total = count.sum(0)
+    center = (count * mean).sum(0) / total
+    spread = squares.sum(0) + (count * (mean - center) ** 2).sum(0)
+    return center, spread / total

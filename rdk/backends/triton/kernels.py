@@ -1,0 +1,400 @@
+"""The Triton kernels, @triton.jit only; called by launch.py, compiled ahead of time by build.py.
+
+Maps are dense (P, C) arrays: P pixels of all images row by row, C channels innermost. A linear layer is the same with TAPS = 1.
+Offsets within a tile are int32 on top of an int64 base, so that a map may pass 2**31 elements. What a launch does not use is
+None or a constexpr and costs nothing.
+"""
+
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+GEOMETRY = ["pixels", "height", "width", "height_magic", "height_shift", "width_magic", "width_shift", "dilation"]
+
+
+@triton.jit
+def _divide(value, magic, shift):
+    """value // d for 0 <= value < 2**31, with magic = ceil(2**(31 + shift) / d) and shift = ceil(log2(d))."""
+    return (tl.umulhi((value * 2).to(tl.uint32), magic.to(tl.uint32)) >> shift).to(tl.int32)
+
+
+@triton.jit
+def _row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift):
+    """Row and column of pixel p inside its image."""
+    line = _divide(p, width_magic, width_shift)
+    return line - _divide(line, height_magic, height_shift) * height, p - line * width
+
+
+@triton.jit
+def _relu(value):
+    """Keeps NaN, as PyTorch's does."""
+    return tl.where(value <= 0, 0.0, value)
+
+
+@triton.jit
+def _normalise(value, affine_ptr, c, C: tl.constexpr):
+    """(value - mean) * scale + beta by channel c; the mean goes first, so that a large one cancels exactly."""
+    on = c < C
+    mean = tl.load(affine_ptr + c, mask=on, other=0.0)
+    scale = tl.load(affine_ptr + C + c, mask=on, other=0.0)
+    beta = tl.load(affine_ptr + 2 * C + c, mask=on, other=0.0)
+    return tl.fma(value - mean[None, :], scale[None, :], beta[None, :])
+
+
+@triton.jit
+def _norm_gradient(grad, z, coefficient_ptr, c, C: tl.constexpr):
+    """The gradient before a norm, a * grad + b * (z - mean) + d by channel c."""
+    on = c < C
+    a = tl.load(coefficient_ptr + c, mask=on, other=0.0)
+    b = tl.load(coefficient_ptr + C + c, mask=on, other=0.0)
+    d = tl.load(coefficient_ptr + 2 * C + c, mask=on, other=0.0)
+    mean = tl.load(coefficient_ptr + 3 * C + c, mask=on, other=0.0)
+    return tl.fma(grad, a[None, :], tl.fma(z - mean[None, :], b[None, :], d[None, :]))
+
+
+@triton.jit
+def _tile(ptr, first, local, c, C: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to pixels first + local, channels c, of a map."""
+    pointers = ptr + first.to(tl.int64) * C + (local[:, None] * C + c[None, :])
+    if ALIGNED:  # the launcher saw that every row starts at a multiple of 16 bytes
+        pointers = tl.multiple_of(pointers, (16, 16))
+    return pointers
+
+
+@triton.jit
+def _store_sums(
+    value, inside, first, local, k, keep, tile, sums_ptr, z_ptr, affine_ptr, accumulate,
+    C: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Sums over a tile's pixels of a gradient and, with z, of gradient * (z - mean): (tiles, 1 or 2, C)."""
+    on = k < C
+    rows: tl.constexpr = 1 if z_ptr is None else 2
+    value = tl.where(inside[:, None], value, 0.0)
+    target = sums_ptr + tile.to(tl.int64) * rows * C + k
+    before = tl.load(target, mask=on & (accumulate != 0), other=0.0)
+    tl.store(target, before + tl.sum(value, axis=0), mask=on)
+    if z_ptr is not None:
+        z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        mean = tl.load(affine_ptr + k, mask=on, other=0.0)
+        tl.store(target + C, tl.sum(value * (z - mean[None, :]), axis=0), mask=on)
+
+
+@triton.jit
+def _finish_tile(
+    value, tile, first, local, inside, k,
+    x_ptr, out_ptr, z_ptr, coefficient_ptr, dz_ptr, bias_ptr, pre_norm_ptr, statistics_ptr, out_affine_ptr, add_a_ptr,
+    add_b_ptr, mask_ptr, mask_affine_ptr, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate, pixels,
+    C: tl.constexpr, RELU: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """All that rides on a convolution, for output channels k of a tile: see conv3x3_kernel's arguments."""
+    on_k = k < C
+    keep = inside[:, None] & on_k[None, :]
+    kind = out_ptr.dtype.element_ty
+    if dz_ptr is not None:  # each program leaves its own part of what all of them built on load
+        grad = tl.load(_tile(x_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        dz = _norm_gradient(grad, z, coefficient_ptr, k, C)
+        tl.store(_tile(dz_ptr, first, local, k, C, ALIGNED), dz.to(kind), mask=keep)
+    if bias_ptr is not None:
+        value += tl.load(bias_ptr + k, mask=on_k, other=0.0).to(tl.float32)[None, :]
+    if pre_norm_ptr is not None or statistics_ptr is not None or out_affine_ptr is not None:
+        value = value.to(kind).to(tl.float32)
+    if pre_norm_ptr is not None:
+        tl.store(_tile(pre_norm_ptr, first, local, k, C, ALIGNED), value.to(kind), mask=keep)
+    if statistics_ptr is not None:
+        count = tl.minimum(pixels - first, BLOCK_P).to(tl.float32)
+        mean = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0) / count
+        deviation = tl.where(inside[:, None], value - mean[None, :], 0.0)
+        target = statistics_ptr + tile.to(tl.int64) * (2 * C) + k
+        tl.store(target, mean, mask=on_k)
+        tl.store(target + C, tl.sum(deviation * deviation, axis=0), mask=on_k)
+    if out_affine_ptr is not None:
+        value = _normalise(value, out_affine_ptr, k, C)
+    if add_a_ptr is not None:
+        value += tl.load(_tile(add_a_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    if add_b_ptr is not None:
+        value += tl.load(_tile(add_b_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    if RELU:
+        value = _relu(value)
+    if mask_ptr is not None:
+        mask = tl.load(_tile(mask_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        if mask_affine_ptr is not None:
+            mask = _normalise(mask, mask_affine_ptr, k, C).to(kind).to(tl.float32)
+        value = tl.where(mask <= 0, 0.0, value)
+    value = value.to(kind)
+    tl.store(_tile(out_ptr, first, local, k, C, ALIGNED), value, mask=keep)
+    if sums_ptr is not None:
+        _store_sums(
+            value.to(tl.float32), inside, first, local, k, keep, tile, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate,
+            C, ALIGNED,
+        )  # fmt: skip
+
+
+_SCALARS = [*GEOMETRY, "accumulate"]
+_POINTERS = [
+    "x_ptr", "weight_ptr", "out_ptr", "affine_ptr", "z_ptr", "coefficient_ptr", "dz_ptr", "bias_ptr", "pre_norm_ptr",
+    "statistics_ptr", "out_affine_ptr", "add_a_ptr", "add_b_ptr", "mask_ptr", "mask_affine_ptr", "sums_ptr", "sums_z_ptr",
+    "sums_affine_ptr",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SCALARS, do_not_specialize_on_alignment=_POINTERS)
+def conv3x3_kernel(
+    x_ptr,  # (P, C) the input; a pre-norm map with affine_ptr; a gradient
+    weight_ptr,  # (C out, TAPS, C in)
+    out_ptr,  # (P, C)
+    affine_ptr,  # (3, C) mean, scale, beta: the input is normalised on load, with X_RELU also rectified
+    z_ptr,  # (P, C), with coefficient_ptr (4, C): x is the gradient after a norm and is taken through it on load
+    coefficient_ptr,
+    dz_ptr,  # (P, C) receives that gradient before the norm
+    bias_ptr,  # (C,)
+    pre_norm_ptr,  # (P, C) receives the sum before the norm
+    statistics_ptr,  # (tiles, 2, C) receives mean and M2 of the sum as it is stored
+    out_affine_ptr,  # (3, C) normalises the sum
+    add_a_ptr,  # (P, C) maps added: inject and skip, or gradients
+    add_b_ptr,
+    mask_ptr,  # (P, C) the result is zero where this is not positive; with mask_affine_ptr where it is not once normalised
+    mask_affine_ptr,
+    sums_ptr,  # (tiles, 1 or 2, C) see _store_sums
+    sums_z_ptr,
+    sums_affine_ptr,
+    accumulate,  # nonzero: sums are added to those that stand there
+    pixels,
+    height,
+    width,
+    height_magic,
+    height_shift,
+    width_magic,
+    width_shift,
+    dilation,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    FLIP: tl.constexpr,  # weights come last tap first
+    X_RELU: tl.constexpr,
+    RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,  # the interpreter multiplies float32 only
+    ALIGNED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PARTS: tl.constexpr,  # 1 or 2: in how many parts the epilogue takes the output channels
+):
+    """Implicit GEMM: out[p, k] = sum over taps and c of x[p + tap, c] * weight[k, tap, c], and all that can ride on it.
+
+    One program computes BLOCK_P pixels by BLOCK_K output channels; neighbours in the grid share the pixels.
+    """
+    OUT_TILES: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tile = tl.program_id(0) // OUT_TILES
+    k_first = tl.program_id(0) % OUT_TILES * BLOCK_K
+    k = k_first + tl.arange(0, BLOCK_K)
+    first = tile * BLOCK_P
+    local = tl.arange(0, BLOCK_P)
+    inside = first + local < pixels
+    # bit t of a pixel: tap t lies on the map
+    bits = inside.to(tl.int32)
+    if TAPS == 9:
+        y, x = _row_and_column(first + local, height, width, height_magic, height_shift, width_magic, width_shift)
+        columns = (x >= dilation).to(tl.int32) + 2 + 4 * (x + dilation < width).to(tl.int32)
+        bits = tl.where(y >= dilation, columns, 0) + columns * 8 + tl.where(y + dilation < height, columns * 64, 0)
+        bits = tl.where(inside, bits, 0)
+
+    accumulator = tl.zeros((BLOCK_P, BLOCK_K), dtype=tl.float32)
+    for step in range(TAPS * CHUNKS):
+        tap = step % TAPS
+        c = step // TAPS * BLOCK_C + tl.arange(0, BLOCK_C)
+        shift = 0
+        weight_tap = tap
+        if TAPS == 9:
+            shift = ((tap // 3 - 1) * width + tap % 3 - 1) * dilation
+            if FLIP:
+                weight_tap = TAPS - 1 - tap
+        on = ((bits >> tap) & 1) != 0
+        on = on[:, None]
+        keep_x = on
+        if C % BLOCK_C != 0:
+            keep_x = on & (c < C)[None, :]
+        operand = tl.load(_tile(x_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
+        if affine_ptr is not None:
+            value = _normalise(operand.to(tl.float32), affine_ptr, c, C)
+            if X_RELU:
+                value = _relu(value)
+            operand = tl.where(on, value, 0.0).to(operand.dtype)  # padding is zero after the norm
+        if coefficient_ptr is not None:
+            z = tl.load(_tile(z_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
+            value = _norm_gradient(operand.to(tl.float32), z.to(tl.float32), coefficient_ptr, c, C)
+            operand = tl.where(on, value, 0.0).to(operand.dtype)
+        weights = weight_ptr + ((k[:, None] * TAPS + weight_tap) * C + c[None, :])
+        if ALIGNED:
+            weights = tl.multiple_of(weights, (16, 16))
+        if C % BLOCK_C != 0 or C % BLOCK_K != 0:
+            weight = tl.load(weights, mask=(k < C)[:, None] & (c < C)[None, :], other=0.0)
+        else:
+            weight = tl.load(weights)
+        if WIDEN:
+            operand = operand.to(tl.float32)
+            weight = weight.to(tl.float32)
+        accumulator = tl.dot(operand, tl.trans(weight), accumulator, input_precision=PRECISION)
+
+    if PARTS == 1:
+        _finish_tile(
+            accumulator, tile, first, local, inside, k,
+            x_ptr, out_ptr, z_ptr, coefficient_ptr, dz_ptr, bias_ptr, pre_norm_ptr, statistics_ptr, out_affine_ptr, add_a_ptr,
+            add_b_ptr, mask_ptr, mask_affine_ptr, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate, pixels,
+            C, RELU, ALIGNED, BLOCK_P,
+        )  # fmt: skip
+    else:  # half of the channels at a time, for the registers' sake
+        halves = tl.permute(tl.reshape(accumulator, (BLOCK_P, 2, BLOCK_K // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        k = k_first + tl.arange(0, BLOCK_K // 2)
+        _finish_tile(
+            left, tile, first, local, inside, k,
+            x_ptr, out_ptr, z_ptr, coefficient_ptr, dz_ptr, bias_ptr, pre_norm_ptr, statistics_ptr, out_affine_ptr, add_a_ptr,
+            add_b_ptr, mask_ptr, mask_affine_ptr, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate, pixels,
+            C, RELU, ALIGNED, BLOCK_P,
+        )  # fmt: skip
+        _finish_tile(
+            right, tile, first, local, inside, k + BLOCK_K // 2,
+            x_ptr, out_ptr, z_ptr, coefficient_ptr, dz_ptr, bias_ptr, pre_norm_ptr, statistics_ptr, out_affine_ptr, add_a_ptr,
+            add_b_ptr, mask_ptr, mask_affine_ptr, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate, pixels,
+            C, RELU, ALIGNED, BLOCK_P,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[*GEOMETRY, "grad_stride", "x_stride", "affine_stride", "iterations", "chunk", "carry"],
+    do_not_specialize_on_alignment=["grad_ptr", "grad_last_ptr", "x_ptr", "x_first_ptr", "affine_ptr", "partial_ptr"],
+)
+def weight_gradient_kernel(
+    grad_ptr,  # iteration i: (P, C) at i * grad_stride elements; with grad_last_ptr the last iteration's is there
+    grad_stride,
+    grad_last_ptr,
+    x_ptr,  # iteration i: (P, C) at i * x_stride; with x_first_ptr iteration 0 is there and i > 0 at (i - 1) * x_stride
+    x_stride,
+    x_first_ptr,
+    affine_ptr,  # iteration i: (3, C) at i * affine_stride: x is normalised on load, with X_RELU also rectified
+    affine_stride,
+    partial_ptr,  # (splits, C, TAPS * C) float32
+    iterations,
+    chunk,  # pixels per split, a multiple of BLOCK_P
+    carry,  # nonzero: adds to the partial sums that stand there
+    pixels,
+    height,
+    width,
+    height_magic,
+    height_shift,
+    width_magic,
+    width_shift,
+    dilation,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    X_RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """partial[split, k, (tap, c)] += sum over iterations and the split's pixels of grad[p, k] * x[p + tap, c].
+
+    One program owns BLOCK_K output channels by BLOCK_N columns (tap, c) of one split: no atomics, one fixed order.
+    """
+    COLUMNS: tl.constexpr = TAPS * C
+    K_TILES: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    N_TILES: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    ONE_TAP: tl.constexpr = C % BLOCK_N == 0
+    tile = tl.program_id(0) % (K_TILES * N_TILES)
+    split = tl.program_id(0) // (K_TILES * N_TILES)
+    k = tile % K_TILES * BLOCK_K + tl.arange(0, BLOCK_K)
+    n_first = tile // K_TILES * BLOCK_N
+    n = n_first + tl.arange(0, BLOCK_N)
+    c = n % C
+    if ONE_TAP:  # a scalar tap: masks by row only
+        tap = n_first // C
+        c = n_first % C + tl.arange(0, BLOCK_N)
+    else:
+        tap = n // C
+    dy = (tap // 3 - 1) * dilation
+    dx = (tap % 3 - 1) * dilation
+    local = tl.arange(0, BLOCK_P)
+    start = split * chunk
+    end = tl.minimum(start + chunk, pixels)
+    blocks = chunk // BLOCK_P
+
+    partials = partial_ptr + split.to(tl.int64) * (C * COLUMNS) + (k[:, None] * COLUMNS + n[None, :])
+    keep_partials = (k < C)[:, None] & (n < COLUMNS)[None, :]
+    accumulator = tl.load(partials, mask=keep_partials & (carry != 0), other=0.0)
+    for step in range(iterations * blocks):
+        iteration = step // blocks
+        first = start + (step - iteration * blocks) * BLOCK_P
+        p = first + local
+        inside = p < end
+        grads = grad_ptr + iteration.to(tl.int64) * grad_stride
+        if grad_last_ptr is not None:
+            grads = tl.where(iteration == iterations - 1, grad_last_ptr, grads)
+        base = x_ptr + iteration.to(tl.int64) * x_stride
+        if x_first_ptr is not None:
+            base = tl.where(iteration == 0, x_first_ptr, base - x_stride)
+        keep_grad = inside[:, None]
+        if C % BLOCK_K != 0:
+            keep_grad = keep_grad & (k < C)[None, :]
+        grad = tl.load(_tile(grads, first, local, k, C, ALIGNED), mask=keep_grad, other=0.0)
+        if TAPS == 9:
+            y, x = _row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift)
+            if ONE_TAP:
+                on = inside & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+                keep = on[:, None]
+                base += (dy * width + dx).to(tl.int64) * C
+                columns = c
+            else:
+                row = y[:, None] + dy[None, :]
+                column = x[:, None] + dx[None, :]
+                keep = inside[:, None] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                columns = (dy * width + dx) * C + c
+                if COLUMNS % BLOCK_N != 0:
+                    keep = keep & (n < COLUMNS)[None, :]
+        else:
+            keep = inside[:, None]
+            columns = c
+            if COLUMNS % BLOCK_N != 0:
+                keep = keep & (n < COLUMNS)[None, :]
+        operand = tl.load(_tile(base, first, local, columns, C, ALIGNED), mask=keep, other=0.0)
+        if affine_ptr is not None:
+            value = _normalise(operand.to(tl.float32), affine_ptr + iteration.to(tl.int64) * affine_stride, c, C)
+            if X_RELU:
+                value = _relu(value)
+            operand = tl.where(keep, value, 0.0).to(operand.dtype)
+        if WIDEN:
+            operand = operand.to(tl.float32)
+            grad = grad.to(tl.float32)
+        accumulator = tl.dot(tl.trans(grad), operand, accumulator, input_precision=PRECISION)
+    tl.store(partials, accumulator, mask=keep_partials)
+
+
+@triton.jit(do_not_specialize=["splits", "stride_k", "stride_c", "stride_y", "stride_x"])
+def weight_gradient_reduce_kernel(
+    partial_ptr,  # (splits, C, TAPS * C) float32
+    out_ptr,  # (C, C, 3, 3) or (C, C), any strides
+    splits,
+    stride_k,
+    stride_c,
+    stride_y,
+    stride_x,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums the splits in their order."""
+    COUNT: tl.constexpr = C * TAPS * C
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    on = index < COUNT
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for split in range(splits):
+        total += tl.load(partial_ptr + tl.cast(split, tl.int64) * COUNT + index, mask=on, other=0.0)
+    k = index // (TAPS * C)
+    tap = index // C % TAPS
+    offset = k * stride_k + index % C * stride_c + tap // 3 * stride_y + tap % 3 * stride_x
+    tl.store(out_ptr + offset, total.to(out_ptr.dtype.element_ty), mask=on)

@@ -1,0 +1,221 @@
+"""`python -m rdk.tune`: times the tiles of the triton backend on the present GPU and writes the fastest into its configurations.
+
+    --output PATH    the file to write (default: the package's own configurations.json)
+    --channels, --pixels, --dtypes   the problems to tune for
+
+Nothing is tuned while a user's program runs: this is the only place. A tile is timed only after its result was compared with
+PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdk.backends.layout import channels_last
+from rdk.backends.triton import configurations
+from rdk.backends.triton.configurations import ConvTile, Device, Entry, WeightGradientTile
+from rdk.backends.triton.setting import Setting, arithmetic_of, make_setting
+
+Timer = Callable[[Callable[[], None]], float]  # a function's median time in milliseconds
+
+CONV_TILES = [
+    ConvTile(pixels, out, block_in, warps, stages, parts)
+    for pixels, out, warps, parts in (
+        (64, 64, 4, 1), (128, 64, 4, 1), (128, 64, 8, 1), (256, 64, 8, 2), (64, 128, 4, 1), (128, 128, 8, 2), (128, 256, 8, 2),
+    )
+    for block_in in (32, 64)
+    for stages in (2, 3, 4)
+]  # fmt: skip
+WEIGHT_GRADIENT_TILES = [
+    WeightGradientTile(out, columns, pixels, warps, stages)
+    for out, columns, warps in ((64, 64, 4), (64, 128, 4), (64, 256, 8), (128, 128, 8), (128, 256, 8))
+    for pixels in (32, 64)
+    for stages in (2, 3, 4)
+]
+# the relative L2 distance from PyTorch's result at which a tile counts as wrong
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+class TuningProblem(NamedTuple):
+    """One convolution to choose tiles for."""
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    precision: str  # "tf32" or "ieee" for float32
+
+
+class Outcome(NamedTuple):
+    """The fastest tile of a problem and every time, in milliseconds; None stands for a tile that did not run or was wrong."""
+
+    entry: Entry
+    times: dict[ConvTile | WeightGradientTile, float | None]
+
+
+def tune(
+    own: Device,
+    device: torch.device,
+    problems: Iterable[TuningProblem],
+    timer: Timer,
+    conv_tiles: Sequence[ConvTile] = CONV_TILES,
+    weight_gradient_tiles: Sequence[WeightGradientTile] = WEIGHT_GRADIENT_TILES,
+    report: Callable[[str], None] = print,
+) -> Device:
+    """`own` with the entry of every problem replaced by the fastest tile measured, in both lists."""
+    conv, weights = list(own.conv), list(own.weight_gradient)
+    for problem in problems:
+        for outcome, entries in (
+            (_tune_conv(own, device, problem, timer, conv_tiles), conv),
+            (_tune_weight_gradient(own, device, problem, timer, weight_gradient_tiles), weights),
+        ):
+            if outcome is None:
+                report(f"{problem}: no tile ran and was right; the entry stays as it is")
+                continue
+            report(f"{problem}: {outcome.entry.tile} {outcome.times[outcome.entry.tile]:.4f} ms, of {len(outcome.times)} tiles")
+            place = (outcome.entry.arithmetic, outcome.entry.channels, outcome.entry.pixels)
+            entries[:] = [e for e in entries if (e.arithmetic, e.channels, e.pixels) != place] + [outcome.entry]
+            entries.sort(key=lambda e: (e.arithmetic, e.channels, -e.pixels))
+    return replace(own, conv=tuple(conv), weight_gradient=tuple(weights))
+
+
+def _tensors(problem: TuningProblem, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Random state, gradient and weight; zeros would run faster than real data."""
+    generator = torch.Generator().manual_seed(0)
+    channels = problem.shape[1]
+    x, grad = (torch.randn(problem.shape, generator=generator).to(device, problem.dtype) for _ in range(2))
+    weight = torch.randn(channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    weight = weight.to(device, problem.dtype).contiguous(memory_format=torch.channels_last)
+    return channels_last(x), channels_last(grad), weight
+
+
+def _setting(
+    own: Device,
+    device: torch.device,
+    problem: TuningProblem,
+    conv: ConvTile | None = None,
+    weight_gradient: WeightGradientTile | None = None,
+) -> Setting:
+    count = own.numbers.multiprocessors
+    if device.type == "cuda":
+        count = torch.cuda.get_device_properties(device).multi_processor_count
+    return make_setting(
+        own, problem.shape, problem.dtype, problem.precision, count, device.type == "cpu", conv, weight_gradient
+    )
+
+
+def _tune_conv(
+    own: Device, device: torch.device, problem: TuningProblem, timer: Timer, tiles: Sequence[ConvTile]
+) -> Outcome | None:
+    from rdk.backends.triton import launch
+
+    x, skip, weight = _tensors(problem, device)
+    expected = torch.relu(F.conv2d(x.double(), weight.double(), padding=1) + skip.double())
+    times: dict[ConvTile | WeightGradientTile, float | None] = {}
+    for tile in tiles:
+        setting, out = _setting(own, device, problem, conv=tile), torch.empty_like(x)
+        run = launch.conv3x3(setting, 1, launch.Operand(x), weight, out, add_a=skip, relu=True).run
+        times[tile] = _timed(run, out, expected, timer)
+    return _fastest(problem, times)
+
+
+def _tune_weight_gradient(
+    own: Device, device: torch.device, problem: TuningProblem, timer: Timer, tiles: Sequence[WeightGradientTile]
+) -> Outcome | None:
+    from rdk.backends.triton import launch
+
+    x, grad, weight = _tensors(problem, device)
+    expected = torch.ops.aten.convolution_backward(
+        grad.double(), x.double(), weight.double(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1]
+    times: dict[ConvTile | WeightGradientTile, float | None] = {}
+    for tile in tiles:
+        setting, out = _setting(own, device, problem, weight_gradient=tile), torch.empty_like(weight)
+        partial = torch.empty(setting.splits, setting.channels, setting.columns, device=device)
+        grads, inputs = launch.Series(grad[None]), launch.Series(x[None])
+        product = launch.weight_gradient(setting, 1, grads, inputs, partial, 1, carry=False)
+        reduction = launch.weight_gradient_reduce(setting, partial, out)
+
+        def run(launches: tuple[launch.Launch, ...] = (product, reduction)) -> None:
+            for each in launches:
+                each.run()
+
+        times[tile] = _timed(run, out, expected, timer)
+    return _fastest(problem, times)
+
+
+def _timed(run: Callable[[], None], out: Tensor, expected: Tensor, timer: Timer) -> float | None:
+    """A tile's time; None where it asks for more than the device has, or is wrong."""
+    from triton.runtime.errors import OutOfResources
+
+    out.fill_(torch.nan)
+    try:
+        run()
+    except OutOfResources:
+        return None
+    distance = (out.double() - expected).norm() / expected.norm()
+    return timer(run) if bool(distance <= TOLERANCE[out.dtype]) else None
+
+
+def _fastest(problem: TuningProblem, times: dict[ConvTile | WeightGradientTile, float | None]) -> Outcome | None:
+    ran = {tile: time for tile, time in times.items() if time is not None}
+    if not ran:
+        return None
+    batch, channels, height, width = problem.shape
+    arithmetic = arithmetic_of(problem.dtype, problem.precision)
+    tile = min(ran, key=lambda tile: ran[tile])
+    return Outcome(Entry(arithmetic, channels, batch * height * width, "measured", tile), times)
+
+
+def written(devices: Sequence[Device], tuned: Device) -> str:
+    """The file's text with `tuned` in the place of the device of its name, or first."""
+    others = [device for device in devices if device.name != tuned.name]
+    return configurations.as_text((tuned, *others))
+
+
+def problems_of(channels: Iterable[int], pixels: Iterable[int], dtypes: Iterable[str]) -> list[TuningProblem]:
+    """Maps of 16 × 16 with the batch that makes up the pixels, for every channel count and dtype."""
+    kinds = {
+        "bfloat16": (torch.bfloat16, "exact"), "float16": (torch.float16, "exact"), "tf32": (torch.float32, "tf32"),
+        "float32": (torch.float32, "ieee"),
+    }  # fmt: skip
+    sizes = [(count, max(1, number // 256)) for count in channels for number in pixels]
+    return [TuningProblem((batch, count, 16, 16), *kinds[name]) for name in dtypes for count, batch in sizes]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rdk.tune", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=configurations.path(), metavar="PATH")
+    parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--pixels", type=int, nargs="+", default=[4096, 65536])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "tf32"], choices=["bfloat16", "float16", "tf32", "float32"])
+    chosen = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        refusal = "rdk.tune: PyTorch sees no GPU here, and tiles are chosen by timing them on one. Nothing was written."
+        print(refusal, file=sys.stderr)
+        return 1
+    from triton.testing import do_bench
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    start = replace(configurations.device_named(name, capability), name=name, capability=capability)
+
+    def timer(run: Callable[[], None]) -> float:
+        return float(do_bench(run, return_mode="median"))
+
+    with torch.no_grad():
+        tuned = tune(start, device, problems_of(chosen.channels, chosen.pixels, chosen.dtypes), timer)
+    chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")
+    print(f"rdk.tune: wrote {chosen.output}; `python -m rdk.backends.triton.report` shows what the compiler makes of it.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""A comparison: every contender is checked before it is timed, a wrong one is never timed, and a failure is an outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from benchmark_cases import (
+    CONV,
+    CPU,
+    FP32,
+    NORM,
+    ONCE,
+    RECALL,
+    RESIDUAL,
+    SMALL,
+    broken,
+    nan_output,
+    raising,
+    switches,
+    writes_its_input,
+    wrong_gradient,
+    wrong_output,
+)
+
+from benchmarks import check, measure, peers
+from benchmarks.check import Errors
+from benchmarks.measure import Outcome
+from benchmarks.problem import PRECISIONS, Contestant, Problem
+from benchmarks.timing import Timing
+from benchmarks.workloads import Case
+
+assert switches  # a fixture of every test here
+
+
+@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("training", [False, True])
+def test_every_contender_of_the_cpu_gives_the_float64_answers(case: Case, training: bool) -> None:
+    problem = Problem(case.with_batch(6), FP32, CPU)
+    names = ["eager", "eager channels_last", "checkpoint", "checkpoint sqrt", "rdk auto", "rdk eager", "rdk eager sqrt"]
+    outcomes = {o.contender: o for o in measure.compare(problem, training, peers.named(names), ONCE)}
+    for name, outcome in outcomes.items():
+        if not training and (name.startswith("checkpoint") or name.endswith("sqrt")):
+            assert outcome.status == "left out" and "training" in outcome.note
+            continue
+        assert outcome.status == "ok", outcome
+        assert outcome.errors and outcome.errors.output < 1e-5 and (outcome.errors.gradient is not None) == training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_contenders_of_the_cpu(training: bool) -> None:
+    torch.use_deterministic_algorithms(False)
+    names = ["eager", "compile", "max-autotune", "compile budget"]
+    for outcome in measure.compare(Problem(RECALL, FP32, CPU), training, peers.named(names), ONCE):
+        expected = "left out" if outcome.contender == "compile budget" and not training else "ok"
+        assert outcome.status == expected, outcome
+
+
+@pytest.mark.slow
+def test_deep_networks_are_compiled_one_iteration_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(peers, "COMPILED_WHOLE", 4)
+    eager, compiled = measure.compare(Problem(RESIDUAL, FP32, CPU), True, peers.named(["eager", "compile"]), ONCE)
+    assert eager.status == compiled.status == "ok", compiled
+    left_out = measure.compare(Problem(NORM, FP32, CPU), True, peers.named(["eager", "compile"]), ONCE)[1]
+    assert left_out.status == "left out" and "a norm differs per iteration" in left_out.note
+
+
+@pytest.mark.parametrize("change", [wrong_output, nan_output, writes_its_input])
+def test_a_wrong_output_is_never_timed(change: Callable[[Contestant], None]) -> None:
+    contenders = [peers.PEERS["eager"], broken("rdk broken", change), peers.PEERS["eager channels_last"]]
+    eager, wrong, other = measure.compare(Problem(CONV, FP32, CPU), False, contenders, ONCE)
+    assert eager.status == other.status == "ok"
+    assert wrong.status == "wrong" and wrong.timing is None and wrong.peak_bytes is None
+    assert "the output differs from float64 by" in wrong.note
+
+
+def test_a_wrong_gradient_is_never_timed() -> None:
+    contenders = [peers.PEERS["eager"], broken("rdk broken", wrong_gradient)]
+    _, forward = measure.compare(Problem(RESIDUAL, FP32, CPU), False, contenders, ONCE)
+    _, training = measure.compare(Problem(RESIDUAL, FP32, CPU), True, contenders, ONCE)
+    assert forward.status == "ok"
+    assert (
+        training.status == "wrong" and "the gradient of weight 0 differs" in training.note and training.timing is None
+    )
+
+
+@pytest.mark.parametrize(
+    "error, status, note",
+    [
+        (RuntimeError("no such kernel\nand a long trace"), "failed", "RuntimeError: no such kernel"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "out of memory",
+            "OutOfMemoryError: CUDA out of memory. Tried",
+        ),
+        (MemoryError(), "out of memory", "MemoryError"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+            "RuntimeError: DefaultCPUAllocator",
+        ),
+    ],
+)
+def test_a_contender_that_fails_is_recorded_and_the_rest_goes_on(error: Exception, status: str, note: str) -> None:
+    contenders = [peers.PEERS["eager"], raising(error), peers.PEERS["rdk eager"]]
+    eager, failed, other = measure.compare(Problem(CONV, FP32, CPU), True, contenders, ONCE)
+    assert eager.status == other.status == "ok"
+    assert failed.status == status and failed.note.startswith(note) and "trace" not in failed.note
+
+
+def test_nothing_is_timed_beside_an_eager_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = dataclasses.replace(broken("eager", wrong_output))
+    monkeypatch.setitem(check.EAGER_LIMIT, "fp32", 1e-7)
+    eager, other = measure.compare(Problem(CONV, FP32, CPU), False, [bad, peers.PEERS["rdk eager"]], ONCE)
+    assert eager.status == "wrong" and other.status == "left out" and "did not pass" in other.note
+
+
+def test_a_comparison_starts_with_eager() -> None:
+    with pytest.raises(ValueError, match="the first contender must be 'eager'"):
+        measure.compare(Problem(CONV, FP32, CPU), False, [peers.PEERS["rdk eager"]])
+
+
+def test_an_outcome_has_a_timing_exactly_when_it_is_ok() -> None:
+    with pytest.raises(ValueError, match="exactly when it is ok"):
+        Outcome("rdk cpu", "wrong", Timing.of([1.0]))
+    with pytest.raises(ValueError, match="exactly when it is ok"):
+        Outcome("rdk cpu", "ok")
+
+
+def test_bounds_follow_eager_rounding_and_the_policy_of_the_cpu_backend() -> None:
+    eager = [Errors(4e-7, 1e-6, "weight"), Errors(9e-7, 2e-6, "weight")]
+    own = Errors(1e-6, 1e-4, "weight")
+    assert check.bounds(FP32, 10, eager, own).output == pytest.approx(1.5 * 9e-7)
+    assert check.bounds(FP32, 10, [Errors(1e-9)], own).output == pytest.approx(4 * 2.0**-24)
+    fast = {count: check.bounds(FP32, count, eager, own, "fast").output for count in (5, 6, 20, 80)}
+    assert fast == pytest.approx({5: 5e-6, 6: 1.5e-5, 20: 1.5e-5, 80: 3e-5})
+    assert check.bounds(FP32, 10, eager, own, "accurate").output == pytest.approx(4 * 9e-7)
+    assert check.bounds(FP32, 10, eager, own, "exact").output == pytest.approx(1.5 * 9e-7)
+    assert check.bounds(PRECISIONS["bf16"], 10, [Errors(1e-3)], own).output == pytest.approx(2.0**-6)
+    assert check.bounds(FP32, 10, eager, Errors(math.nan)).broken_by(Errors(math.nan)) is not None
+
+
+def test_errors_of_a_vanishing_gradient_are_measured_against_the_others() -> None:
+    big, tiny = torch.ones(4), torch.full((4,), 1e-9)
+    expected = {"output": big, "gradient of weight 0": big, "gradient of bias 0": tiny}
+    found = check.compare({"output": big, "gradient of weight 0": big, "gradient of bias 0": tiny * 3}, expected)
+    assert found.gradient is not None and found.gradient < 1e-5
+    with pytest.raises(ValueError, match="expected the tensors"):
+        check.compare({"output": big}, expected)
+
+
+def test_memory_is_measured_of_training_steps() -> None:
+    outcomes = measure.compare(
+        Problem(CONV, FP32, CPU), True, peers.named(["eager", "rdk eager sqrt"]), ONCE, memory=True
+    )
+    state = 4 * CONV.map_elements
+    assert all(o.peak_bytes and 3 * state < o.peak_bytes < 60 * state for o in outcomes), outcomes

@@ -1,0 +1,55 @@
+"""What nvcc makes of every kernel for sm_90a: registers, spills, wgmma instructions, shared memory. The code is read, not run."""
+
+from __future__ import annotations
+
+import re
+
+import cuda_build
+import pytest
+
+# mangled name begins with the length of the kernel's: template arguments follow as Li<number>E
+WIDTHS = {
+    "conv": re.compile(r"conv_kernel\w*?Li(\d+)ELi(\d+)E"),
+    "resident": re.compile(r"resident_kernel\w*?Li(\d+)ELi(\d+)E"),
+}
+# highest register in the code of a warpgroup that asked for this many, or of all threads
+MOST_REGISTERS = {"conv": 232, "resident": 255, "wgrad": 152}
+KERNELS = {"conv": 6, "resident": 3, "wgrad": 1}
+
+
+def widths_of(stem: str, name: str) -> list[int]:
+    """Columns of the products that a kernel should contain, one entry for each wgmma instruction."""
+    if stem == "wgrad":  # 128 positions in steps of 16, three taps
+        return [64] * 24
+    found = WIDTHS[stem].search(name)
+    assert found is not None, name
+    first, second = int(found[1]), int(found[2])
+    if stem == "conv":
+        return [second] * 9  # the taps are unrolled
+    return [first, second] if second else [first]  # taps and slabs are loops
+
+
+@pytest.mark.parametrize("source", cuda_build.KERNELS)
+def test_kernel_compiles_as_planned(source: str) -> None:
+    stem = source.split("_")[0]
+    cubin, report = cuda_build.compiled_kernel(source)
+    assert not re.search(r"C75\d\d", report), report  # serialised products, ignored register requests
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(frames) == KERNELS[stem]
+    assert all(frame == ("0", "0", "0") for frame in frames), report
+    assert not re.search(r"[1-9]\d* bytes smem", report), "shared memory is asked for at the launch, by the plan"
+
+    kernels = cuda_build.machine_code(cubin)
+    assert len(kernels) == KERNELS[stem]
+    for name, code in kernels.items():
+        products = [int(width) for width in re.findall(r"HGMMA\.64x(\d+)x16", code)]
+        assert sorted(products) == sorted(widths_of(stem, name)), name
+        highest = max(int(number) for number in re.findall(r"\bR(\d+)\b", code))
+        assert highest < MOST_REGISTERS[stem], name
+        assert not re.search(r"\b(LDL|STL)\b", code), name
+        half = "BF16" if source.endswith("bf16.cu") else ""
+        assert len(re.findall(rf"HGMMA\.64x\d+x16\.F32{'.' + half if half else ' '}", code)) == len(products), name
+
+
+def test_every_half_type_has_every_kernel() -> None:
+    assert {*cuda_build.KERNELS} == {f"{stem}_{half}.cu" for stem in KERNELS for half in ("bf16", "fp16")}

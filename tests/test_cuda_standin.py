@@ -1,0 +1,75 @@
+"""The kernels' own source on the CPU stand-in (csrc/cuda/standin): exact on small integers, and wrong when broken on purpose.
+
+Every case runs twice: asynchronous copies and products are done as soon as they are issued, then as late as waits allow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import cuda_build
+import pytest
+
+CASES = {
+    "conv": ["conv", "conv_wide", "conv_fp16", "conv_statistics", "conv_affine"],
+    "resident": ["resident_1", "resident_2", "resident_5", "resident_inject", "resident_dilated", "resident_many"],
+    "reverse": ["reverse_1", "reverse_2", "reverse_5"],
+    "wgrad": ["wgrad_1", "wgrad_2", "wgrad_5", "wgrad_ring"],
+}
+# a macro that breaks a kernel, a case that must notice, and how it is noticed at the latest
+CONTROLS = {
+    "CONV_FENCE": ("conv_wide", "without fence.proxy.async"),
+    "CONV_EMPTY": ("conv_wide", ""),  # overwritten operands, a deadlock or too many arrivals: a matter of timing
+    "CONV_STAGING": ("conv_wide", "expected"),
+    "RESIDENT_FENCE": ("resident_2", "without fence.proxy.async"),
+    "RESIDENT_BARRIER": ("resident_2", "without fence.proxy.async"),
+    "RESIDENT_PADS": ("resident_2", "expected"),
+    "RESIDENT_STRIDES": ("resident_2", ""),
+    "WGRAD_STRIDES": ("wgrad_1", ""),
+    "WGRAD_FENCE": ("wgrad_1", "without fence.proxy.async"),
+}
+
+
+def run(program: Path, cases: list[str], *options: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *options, *cases], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("kernel", CASES)
+def test_exact(kernel: str, late: bool) -> None:
+    done = run(cuda_build.check_program(), CASES[kernel], *(["--late"] if late else []))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": exact") == len(CASES[kernel])
+
+
+@pytest.mark.parametrize("broken", CONTROLS)
+def test_broken_kernel_is_noticed(broken: str) -> None:
+    case, sign = CONTROLS[broken]
+    program = cuda_build.check_program(broken)
+    found = [run(program, [case], "--watchdog", "5", *option) for option in ([], ["--late"])]
+    assert any(done.returncode == 1 and sign in done.stdout for done in found), [done.stdout for done in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("kernel", CASES)
+def test_no_data_race(kernel: str, late: bool) -> None:
+    program = cuda_build.check_program(None, "-fsanitize=thread", "-g")
+    done = run(program, CASES[kernel], "--watchdog", "120", *(["--late"] if late else []), timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["CONV_EMPTY", "RESIDENT_BARRIER"])
+def test_race_is_noticed(broken: str) -> None:
+    program = cuda_build.check_program(broken, "-fsanitize=thread", "-g")
+    done = run(program, [CONTROLS[broken][0]], "--watchdog", "60", timeout=600)
+    assert "ThreadSanitizer: data race" in done.stderr
+
+
+def test_deadlock_is_noticed() -> None:
+    """A consumer that never hands its stages back: the watchdog names where the producers wait."""
+    done = run(cuda_build.check_program("CONV_RELEASE"), ["conv_wide"], "--watchdog", "1", timeout=60)
+    assert done.returncode == 1 and "deadlock" in done.stdout and "mbarrier" in done.stdout, done.stdout

@@ -1,0 +1,324 @@
+"""Whole training steps on the triton backend against float64 eager: in the interpreter, or on the GPU where there is one."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support import UNIT, assert_close, peak_bytes, plain_eager, step
+from torch import Tensor
+
+import rdk
+from rdk import dispatch, functional, ops
+from rdk.backends.base import Call, Problem, Store
+from rdk.backends.layout import channels_last, empty_maps
+from rdk.backends.triton import BACKEND, interpreting, launch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """float32 without TF32, so that one tolerance holds everywhere."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+def compare(
+    cls: type,
+    channels: int,
+    iterations: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    inject: bool = False,
+    call: dict[str, Any] | None = None,
+    **kw: Any,
+) -> Any:
+    """One training step against float64; returns the module."""
+    torch.manual_seed(3)
+    module = cls(channels, iterations, **kw).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    u = torch.randn(shape).to(dtype) if inject else None
+    exact = step(plain_eager(module).double(), x.double(), None if u is None else u.double(), **call or {})
+    module = module.to(DEVICE)
+    module.backend = "triton"
+    got = step(module, x.to(DEVICE), None if u is None else u.to(DEVICE), **call or {})
+    tolerance = 2e-6 if dtype == torch.float32 else 16 * UNIT[dtype]
+    assert_close({name: tensor.cpu() for name, tensor in got.items()}, exact, tolerance)
+    return module
+
+
+C, R, L = rdk.RecurrentConv, rdk.RecurrentResidual, rdk.RecurrentLinear
+CASES: list[tuple[type, int, int, tuple[int, ...], dict[str, Any]]] = [
+    (C, 3, 3, (2, 3, 5, 3), {"dilation": 2}),
+    (C, 5, 4, (1, 5, 2, 3), {"norm": "batch"}),
+    (C, 5, 3, (1, 5, 2, 3), {"norm": "batch", "inject": True}),
+    (C, 3, 2, (2, 3, 1, 4), {"tied": False, "inject": True, "bias": False}),
+    (R, 3, 3, (1, 3, 2, 3), {}),
+    (R, 3, 2, (2, 3, 2, 3), {"recall": True, "inject": True, "bias": True, "norm": "batch"}),
+    (R, 3, 2, (1, 3, 2, 3), {"recall": True, "inject": True, "blocks": 1, "dilation": [1, 2, 3]}),
+    (R, 3, 2, (1, 3, 2, 3), {"norm": "batch", "tied": False, "blocks": 1, "bias": True}),
+    (L, 17, 3, (5, 17), {}),
+    (L, 5, 3, (2, 3, 5), {"norm": "batch", "tied": False}),
+]
+
+
+@pytest.mark.parametrize("cls,channels,iterations,shape,kw", CASES)
+def test_training_step(cls: type, channels: int, iterations: int, shape: tuple[int, ...], kw: dict[str, Any]) -> None:
+    compare(cls, channels, iterations, shape, **kw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_training_step_in_half_types(dtype: torch.dtype) -> None:
+    compare(C, 8, 2, (2, 8, 3, 3), dtype)
+    compare(R, 4, 1, (2, 4, 3, 3), dtype, blocks=1, norm="batch")
+
+
+def test_every_state_has_a_gradient() -> None:
+    compare(R, 3, 3, (1, 3, 2, 3), call={"return_states": True}, blocks=1)
+    compare(C, 3, 3, (2, 3, 2, 3), call={"return_states": True}, norm="batch", checkpoint=0)
+
+
+@pytest.mark.parametrize("checkpoint", [0, 2])
+@pytest.mark.parametrize("kw", [{"bias": True}, {"norm": "batch"}])
+def test_schedules_give_the_same(checkpoint: int, kw: dict[str, Any]) -> None:
+    compare(R, 3, 4, (1, 3, 2, 3), blocks=1, checkpoint=checkpoint, **kw)
+
+
+def test_evaluation_uses_running_statistics() -> None:
+    torch.manual_seed(3)
+    module = R(3, 2, norm="batch", recall=True, bias=True, blocks=1)
+    x, u = torch.randn(2, 3, 2, 3), torch.randn(2, 3, 2, 3)
+    for _ in range(2):
+        module(x, inject=u)
+    module.eval()
+    exact = step(plain_eager(module).double(), x.double(), u.double())
+    module = module.to(DEVICE)
+    module.backend = "triton"
+    got = step(module, x.to(DEVICE), u.to(DEVICE))
+    assert_close({name: tensor.cpu() for name, tensor in got.items()}, exact, 2e-6)
+    with torch.no_grad():
+        assert torch.equal(module(x.to(DEVICE), inject=u.to(DEVICE)), got["output"])
+
+
+def call_of(module: Any, x: Tensor) -> Call:
+    """The call that a module would pose, with room for its statistics."""
+    prepared = functional.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
+    problem = replace(functional.problem_of(prepared), device=x.device)
+    rows = [[norm.weight for norm in prepared.norms], [norm.bias for norm in prepared.norms]]
+    means, variances = ops._statistics(x, len(prepared.norms), [], [])
+    return Call(
+        problem, None, prepared.weights, prepared.biases, *rows, [norm.eps for norm in prepared.norms], means, variances
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cls,kw", [(C, {"norm": "batch"}), (R, {"norm": "batch", "blocks": 1}), (R, {"bias": True})])
+def test_states_computed_again_are_equal_bit_for_bit(cls: type, kw: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    module = cls(3, 3, **kw).to(DEVICE)
+    x = channels_last(torch.randn(2, 3, 2, 3, device=DEVICE))
+    call = call_of(module, x)
+    maps = call.problem.tape_maps
+    states, tapes = empty_maps(3, x), empty_maps(3 * maps, x)
+    recording = Store((1, 2, 3), states, 0, tapes, record_statistics=call.problem.norm)
+    assert torch.equal(BACKEND.forward(call, x, 0, 3, recording), states[2])
+    again = Call(**{name: getattr(call, name) for name in call.__dataclass_fields__ if name != "prepared"})
+    assert torch.equal(BACKEND.forward(again, x, 0, 3, Store()), states[2])
+    assert torch.equal(BACKEND.forward(again, states[0].clone(), 1, 3, Store()), states[2])
+    for iteration, entering in enumerate([x, states[0], states[1]]):
+        tape = empty_maps(maps, x)
+        BACKEND.tape(again, entering, iteration, tape)
+        assert torch.equal(tape, tapes[iteration * maps : (iteration + 1) * maps])
+
+
+def test_running_statistics_are_updated_once_per_step() -> None:
+    torch.manual_seed(3)
+    module = C(3, 2, norm="batch", checkpoint=0).to(DEVICE)
+    twin = plain_eager(module)
+    module.backend = "triton"
+    for _ in range(2):
+        x = torch.randn(2, 3, 2, 3, device=DEVICE)
+        step(module, x), step(twin, x)
+    got, expected = dict(module.named_buffers()), dict(twin.named_buffers())
+    for name, buffer in expected.items():
+        torch.testing.assert_close(got[name], buffer, rtol=1e-5, atol=1e-6)
+    assert got["stages.0.norm.0.num_batches_tracked"] == 2
+
+
+def test_only_the_gradients_asked_for() -> None:
+    torch.manual_seed(3)
+    module = R(3, 2, blocks=1, bias=True, norm="batch").to(DEVICE)
+    module.stages[0].weight.requires_grad_(False)
+    module.stages[1].bias.requires_grad_(False)
+    module.stages[1].norm[0].weight.requires_grad_(False)
+    twin = plain_eager(module)
+    module.backend = "triton"
+    x = torch.randn(2, 3, 2, 3, device=DEVICE)
+    for m in (module, twin):
+        m(x).square().sum().backward()  # x asks for none
+    for (name, p), (_, q) in zip(module.named_parameters(), twin.named_parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if q.grad is not None and not name.endswith("bias"):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_layouts_of_parameters_and_gradients() -> None:
+    """channels_last weights give channels_last gradients (DistributedDataParallel's buckets), and odd strides are taken."""
+    torch.manual_seed(3)
+    module = C(3, 2).to(DEVICE)
+    twin = plain_eager(module)
+    module.backend = "triton"
+    module.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 3, 2, device=DEVICE).transpose(2, 3)[::2].requires_grad_()
+    upstream = torch.randn(1, 3, 1, 1, device=DEVICE).expand(2, 3, 2, 3)
+    kept = upstream.clone()
+    module(x).backward(upstream)
+    (grad,) = torch.autograd.grad(twin(x), x, upstream)
+    torch.testing.assert_close(x.grad, grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(upstream, kept)
+    assert all(p.grad.stride() == p.stride() for p in module.parameters())
+
+
+def test_steps_are_equal_bit_for_bit() -> None:
+    torch.manual_seed(3)
+    module = C(5, 3, norm="batch", backend="triton").to(DEVICE)
+    x = torch.randn(2, 5, 3, 2, device=DEVICE)
+    first, second = step(copy.deepcopy(module), x), step(copy.deepcopy(module), x)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what PyTorch's CPU allocator holds")
+@pytest.mark.parametrize("checkpoint", ["none", 1, "sqrt"])
+@pytest.mark.parametrize(
+    "cls,kw", [(R, {}), (R, {"norm": "batch"}), (R, {"recall": True, "norm": "batch"}), (C, {}), (C, {"norm": "batch"}), (L, {})]
+)
+@pytest.mark.parametrize("inject", [False, True])
+def test_memory_is_within_the_plan(
+    monkeypatch: pytest.MonkeyPatch, cls: type, kw: dict[str, Any], checkpoint: Any, inject: bool
+) -> None:
+    monkeypatch.setattr(launch.Launch, "run", lambda self: None)  # what is held does not depend on what is computed
+    module = cls(16, 6, **kw, checkpoint=checkpoint, backend="triton")
+    x = torch.randn(2 * 40 * 40, 16) if cls is L else channels_last(torch.randn(2, 16, 40, 40))
+    u = torch.randn_like(x).requires_grad_() if inject else None
+    size = x.numel() * x.element_size()
+
+    def run() -> None:
+        y = module(x.detach().requires_grad_(), inject=u)
+        y.backward(torch.ones_like(y))
+
+    run()
+    module.zero_grad()
+    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * size
+    if u is not None:
+        u.grad = None
+        outside += size
+    held = (peak_bytes(run) - outside) / size
+    plan = rdk.plan(module, x.shape, inject=inject)
+    slack = 8.0 if checkpoint == "none" else 8.0 + BACKEND.workspace_bytes(call_of(module, x).problem) / size
+    assert held <= plan.bytes_peak / size <= held + slack
+
+
+def problem(**changes: Any) -> Problem:
+    x = torch.randn(2, 4, 5, 5)
+    call = functional.prepare(x, C(4, 3).functional_stages(), 3, 0, None, False, "none", None, "test")
+    return replace(functional.problem_of(call), **changes)
+
+
+def test_refusals_name_what_does_not_fit() -> None:
+    assert BACKEND.supports(problem(dtype=torch.float64)) == "it computes in float32, float16 and bfloat16, not in float64" or (
+        DEVICE.type == "cuda"
+    )
+    reason = BACKEND.supports(problem(device=torch.device("meta")))
+    assert reason is not None and "CUDA devices" in reason
+    if interpreting():
+        assert BACKEND.supports(problem()) is None
+        assert "pixels" in str(BACKEND.supports(problem(shape=(2**20, 4, 64, 64))))
+        assert "weight" in str(BACKEND.supports(problem(shape=(1, 20_000, 4, 4))))
+        assert "row" in str(BACKEND.supports(problem(shape=(1, 4096, 1, 2**20))))
+        # passing 2**31 elements is no reason to refuse
+        assert BACKEND.supports(problem(shape=(2048, 512, 64, 64))) is None
+
+
+@pytest.mark.skipif(not interpreting(), reason="asks for Triton's interpreter")
+def test_explain_and_backends_say_that_cpu_tensors_are_taken() -> None:
+    assert rdk.backends()["triton"] is True
+    module = C(4, 3, backend="triton")
+    assert rdk.explain(module, torch.randn(2, 4, 5, 5)).forward == "triton"
+    with rdk.use_backend("triton"):
+        assert rdk.explain(C(4, 3), torch.randn(2, 4, 5, 5)).backward == "triton"
+    with pytest.raises(rdk.BackendError, match="not in float64"):
+        module.double()(torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
+def test_auto_never_takes_what_nobody_measured() -> None:
+    for device in ("cpu", "cuda"):
+        order = dispatch.PREFERENCE[device]
+        assert "triton" not in order or device == "cuda"
+    assert "triton" in dispatch.choose(problem(), "auto").reasons
+
+
+def without_interpreter(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="about a machine without a GPU")
+def test_without_a_gpu_the_reason_says_what_to_do() -> None:
+    shown = without_interpreter(
+        "import rdk, sys, torch\n"
+        "assert 'triton' not in sys.modules\n"
+        "print(rdk.backends()['triton'])\n"
+        "assert 'triton' not in sys.modules\n"
+        "try:\n    rdk.RecurrentConv(4, 3, backend='triton')(torch.randn(1, 4, 3, 3))\n"
+        "except rdk.BackendError as error:\n    print(error)\n"
+    )
+    first, second = shown.stdout.splitlines()
+    assert "PyTorch sees no GPU here" in first and "TRITON_INTERPRET=1" in first
+    assert "cannot run this call" in second and "PyTorch sees no GPU here" in second
+
+
+def test_without_triton_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install triton" in str(BACKEND.unavailable())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls,kw", [(C, {}), (R, {"checkpoint": 1, "norm": "batch", "blocks": 1})])
+def test_compiled_whole(cls: type, kw: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    module = cls(3, 3, **kw).to(DEVICE)
+    expected = plain_eager(module)
+    module.backend = "triton"
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3):
+        x = torch.randn(batch, 3, 3, 2, device=DEVICE)
+        torch.testing.assert_close(compiled(x), expected(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 16, 17, 40])
+@pytest.mark.parametrize("size", [(1, 7), (5, 3), (9, 13)])
+@pytest.mark.parametrize(
+    "cls,kw",
+    [
+        (C, {"dilation": 3}),
+        (C, {"norm": "batch"}),
+        (R, {"recall": True, "inject": True, "blocks": 1}),
+        (R, {"norm": "batch", "blocks": 1, "bias": True, "dilation": 2}),
+    ],
+)
+def test_training_step_full_matrix(
+    batch: int, channels: int, size: tuple[int, int], cls: type, kw: dict[str, Any]
+) -> None:
+    compare(cls, channels, 2, (batch, channels, *size), **kw)

@@ -1,0 +1,114 @@
+"""Shipped configurations compiled ahead of time for GPUs that need not be here; what is asserted is read from the machine code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdk.backends.triton import build, report
+
+ROOT = Path(__file__).parent.parent
+# device, capability, arithmetic, channels, use
+SAMPLE = [
+    ("NVIDIA H200", 90, "half", 256, "forward"),
+    ("NVIDIA H200", 90, "half", 128, "normalising"),
+    ("NVIDIA H200", 90, "half", 64, "input gradient through a norm"),
+    ("NVIDIA H200", 90, "tf32", 64, "input gradient"),
+    ("NVIDIA H200", 90, "half", 128, "weight gradient, normalising"),
+    ("default", 80, "half", 64, "forward"),
+    ("default", 80, "half", 128, "weight gradient"),
+    ("default", 100, "half", 64, "known norm"),
+]
+# compiles in a process of its own: the tests' process may have triton's interpreter switched on
+PROGRAM = """
+import dataclasses, json, sys
+from rdk.backends.triton import report, shipped
+wanted = json.loads(sys.argv[1])
+for item in shipped.all_shipped():
+    key = [item.device, item.capability, item.arithmetic, item.channels, item.use]
+    if wanted is None or key in wanted:
+        c = item.launch.constants
+        row = report.row_of(item)
+        size = 2 if item.arithmetic == "half" else 4
+        tiles = c["BLOCK_P"] * c["BLOCK_K"] + c["BLOCK_P"] * c.get("BLOCK_N", 0) if "BLOCK_N" in c else (
+            (c["BLOCK_P"] + c["BLOCK_K"]) * c["BLOCK_C"] if "BLOCK_C" in c else 0)
+        vectors = tiles * size // (16 * 32 * item.launch.warps)
+        print("ROW" + json.dumps([key, item.pixels, vectors, dataclasses.asdict(row.built)]), flush=True)
+"""
+
+
+def compiled(wanted: list[Any] | None) -> list[Any]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps(wanted)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line[3:]) for line in done.stdout.splitlines() if line.startswith("ROW")]
+
+
+def check(rows: list[Any]) -> None:
+    for (device, capability, arithmetic, channels, use), pixels, vectors, built in rows:
+        name = f"{use}, C {channels}, {pixels} pixels, {arithmetic} on sm_{capability} as for {device}"
+        assert built["stack_bytes"] == 0 and built["spilled"] == 0, name
+        assert built["shared_bytes"] <= build.SHARED_LIMITS[capability], name
+        matrix, product = built["matrix_instructions"], "gradient" in use or use in ("forward", "normalising", "known norm")
+        product = product and use not in ("norm gradient", "gradient sums", "sums to gradients")
+        if product and arithmetic != "ieee":
+            expected = {80: ("HMMA",), 90: ("HGMMA",), 100: ("HMMA", "UTCHMMA")}[capability]
+            assert any(matrix.get(kind, 0) > 0 for kind in expected), name
+        # a step's operands come in 16-byte vectors: at least as many such loads as one step needs of a thread
+        if product:
+            assert built["load_bytes"].get("16", 0) >= vectors > 0, name
+
+
+def test_a_sample_of_the_shipped_configurations() -> None:
+    rows = compiled(SAMPLE)
+    assert {tuple(row[0]) for row in rows} == set(SAMPLE)
+    check(rows)
+
+
+@pytest.mark.slow
+def test_every_shipped_configuration() -> None:
+    rows = compiled(None)
+    assert len(rows) > 150
+    check(rows)
+
+
+def test_sass_is_read_as_it_is_written() -> None:
+    sass = """
+        /*0100*/  LDGSTS.E.BYPASS.128 [R3], desc[UR16][R4.64] ;
+        /*0110*/  LDG.E.U16 R7, desc[UR4][R8.64] ;
+        /*0120*/  LDG.E R7, desc[UR4][R8.64] ;
+        /*0130*/  LDGDEPBAR ;
+        /*0140*/  HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+    """
+    assert build._load_bytes(sass) == {16: 1, 2: 1, 4: 1}
+    assert build._matrix_instructions(sass) == {"HGMMA": 1}
+
+
+def test_tables_are_rewritten_between_their_markers() -> None:
+    text = "a\n<!-- begin floors -->\nold\n<!-- end floors -->\nb\n"
+    assert report.rewritten(text, {"floors": "new"}) == "a\n<!-- begin floors -->\nnew\n<!-- end floors -->\nb\n"
+    with pytest.raises(ValueError, match="no markers"):
+        report.rewritten(text, {"other": "new"})
+
+
+def test_the_page_says_that_nothing_was_measured() -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    tables = [line for line in page.splitlines() if line.startswith("| ") and line.count("|") > 10]
+    assert len(tables) > 150
+    assert all(line.rstrip(" |").endswith((report.NOT_MEASURED, "measured")) for line in tables)
+
+
+def test_interpreted_kernels_are_not_compiled() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rdk.backends.triton.report"], capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Unset it" in done.stderr
