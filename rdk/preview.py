@@ -171,7 +171,10 @@ def explain(
     if call.eager_reason is not None:
         chosen, reasons = "eager", {name: call.eager_reason for name in dispatch.NAMES if name != "eager"}
     elif request == "auto" and functional.is_tiny(call):
-        chosen, reasons = "eager", dict.fromkeys(set(dispatch.NAMES) - {"eager"}, "the call is too small to gain from it")
+        chosen, reasons = (
+            "eager",
+            dict.fromkeys(set(dispatch.NAMES) - {"eager"}, "the call is too small to gain from it"),
+        )
     else:
         chosen, reasons = dispatch.choose(functional.problem_of(call), request)
     plain = chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad)

@@ -79,7 +79,9 @@ def tune(
             if outcome is None:
                 report(f"{problem}: no tile ran and was right; the entry stays as it is")
                 continue
-            report(f"{problem}: {outcome.entry.tile} {outcome.times[outcome.entry.tile]:.4f} ms, of {len(outcome.times)} tiles")
+            report(
+                f"{problem}: {outcome.entry.tile} {outcome.times[outcome.entry.tile]:.4f} ms, of {len(outcome.times)} tiles"
+            )
             place = (outcome.entry.arithmetic, outcome.entry.channels, outcome.entry.pixels)
             entries[:] = [e for e in entries if (e.arithmetic, e.channels, e.pixels) != place] + [outcome.entry]
             entries.sort(key=lambda e: (e.arithmetic, e.channels, -e.pixels))
@@ -195,7 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=configurations.path(), metavar="PATH")
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--pixels", type=int, nargs="+", default=[4096, 65536])
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "tf32"], choices=["bfloat16", "float16", "tf32", "float32"])
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["bfloat16", "tf32"], choices=["bfloat16", "float16", "tf32", "float32"]
+    )
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         refusal = "rdk.tune: PyTorch sees no GPU here, and tiles are chosen by timing them on one. Nothing was written."
@@ -213,7 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     with torch.no_grad():
         tuned = tune(start, device, problems_of(chosen.channels, chosen.pixels, chosen.dtypes), timer)
     chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")
-    print(f"rdk.tune: wrote {chosen.output}; `python -m rdk.backends.triton.report` shows what the compiler makes of it.")
+    print(
+        f"rdk.tune: wrote {chosen.output}; `python -m rdk.backends.triton.report` shows what the compiler makes of it."
+    )
     return 0
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import UNIT, assert_close, plain_eager, relative, step
 from torch import Tensor
 
 import rdk
@@ -19,6 +18,7 @@ from rdk import dispatch
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.cuda import BACKEND, CudaBackend
 from rdk.backends.cuda_kernels import Kernels, merge_statistics
+from rdk.testing import UNIT, assert_close, plain_eager, relative, step
 
 C, R = rdk.RecurrentConv, rdk.RecurrentResidual
 

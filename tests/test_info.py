@@ -44,7 +44,9 @@ def test_check_finds_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_a_library_that_is_not_there_or_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_library_that_is_not_there_or_cannot_be_loaded_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     extension.load.cache_clear()
     extension.build_info.cache_clear()
     try:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from support import UNIT, assert_close, peak_bytes, plain_eager, step
 from torch import Tensor
 
 import rdk
@@ -20,6 +19,7 @@ from rdk import dispatch, functional, ops
 from rdk.backends.base import Call, Problem, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
+from rdk.testing import UNIT, assert_close, peak_bytes, plain_eager, step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -112,7 +112,9 @@ def test_evaluation_uses_running_statistics() -> None:
 
 def call_of(module: Any, x: Tensor) -> Call:
     """The call that a module would pose, with room for its statistics."""
-    prepared = functional.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
+    prepared = functional.prepare(
+        x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test"
+    )
     problem = replace(functional.problem_of(prepared), device=x.device)
     rows = [[norm.weight for norm in prepared.norms], [norm.bias for norm in prepared.norms]]
     means, variances = ops._statistics(x, len(prepared.norms), [], [])
@@ -200,7 +202,8 @@ def test_steps_are_equal_bit_for_bit() -> None:
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what PyTorch's CPU allocator holds")
 @pytest.mark.parametrize("checkpoint", ["none", 1, "sqrt"])
 @pytest.mark.parametrize(
-    "cls,kw", [(R, {}), (R, {"norm": "batch"}), (R, {"recall": True, "norm": "batch"}), (C, {}), (C, {"norm": "batch"}), (L, {})]
+    "cls,kw",
+    [(R, {}), (R, {"norm": "batch"}), (R, {"recall": True, "norm": "batch"}), (C, {}), (C, {"norm": "batch"}), (L, {})],
 )
 @pytest.mark.parametrize("inject", [False, True])
 def test_memory_is_within_the_plan(
@@ -235,9 +238,9 @@ def problem(**changes: Any) -> Problem:
 
 
 def test_refusals_name_what_does_not_fit() -> None:
-    assert BACKEND.supports(problem(dtype=torch.float64)) == "it computes in float32, float16 and bfloat16, not in float64" or (
-        DEVICE.type == "cuda"
-    )
+    assert BACKEND.supports(
+        problem(dtype=torch.float64)
+    ) == "it computes in float32, float16 and bfloat16, not in float64" or (DEVICE.type == "cuda")
     reason = BACKEND.supports(problem(device=torch.device("meta")))
     assert reason is not None and "CUDA devices" in reason
     if interpreting():

@@ -57,7 +57,10 @@ def check(rows: list[Any]) -> None:
         name = f"{use}, C {channels}, {pixels} pixels, {arithmetic} on sm_{capability} as for {device}"
         assert built["stack_bytes"] == 0 and built["spilled"] == 0, name
         assert built["shared_bytes"] <= build.SHARED_LIMITS[capability], name
-        matrix, product = built["matrix_instructions"], "gradient" in use or use in ("forward", "normalising", "known norm")
+        matrix, product = (
+            built["matrix_instructions"],
+            "gradient" in use or use in ("forward", "normalising", "known norm"),
+        )
         product = product and use not in ("norm gradient", "gradient sums", "sums to gradients")
         if product and arithmetic != "ieee":
             expected = {80: ("HMMA",), 90: ("HGMMA",), 100: ("HMMA", "UTCHMMA")}[capability]

@@ -44,8 +44,12 @@ def test_the_nearest_entry_serves() -> None:
     assert configurations.nearest(entries, "half", 512, 10**6) is entries[2]
 
 
-@pytest.mark.parametrize("device", [d for d in configurations.devices() if d.name != "interpreter"], ids=lambda d: d.name)
-@pytest.mark.parametrize("dtype,precision", [(torch.bfloat16, "exact"), (torch.float32, "tf32"), (torch.float32, "ieee")])
+@pytest.mark.parametrize(
+    "device", [d for d in configurations.devices() if d.name != "interpreter"], ids=lambda d: d.name
+)
+@pytest.mark.parametrize(
+    "dtype,precision", [(torch.bfloat16, "exact"), (torch.float32, "tf32"), (torch.float32, "ieee")]
+)
 def test_every_device_serves_every_problem(device: configurations.Device, dtype: torch.dtype, precision: str) -> None:
     for channels in (1, 3, 17, 64, 300, 4096):
         for shape in ((1, channels, 1, 1), (128, channels, 28, 28), (7, channels)):

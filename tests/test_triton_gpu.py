@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import plain_eager, relative, step
 
 import rdk
 from benchmarks.workloads import WORKLOADS
+from rdk.testing import plain_eager, relative, step
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from support import UNIT, relative
 from torch import Tensor
 
 from rdk.backends.layout import empty_maps
@@ -15,6 +14,7 @@ from rdk.backends.triton import configurations, launch
 from rdk.backends.triton.configurations import ConvTile, WeightGradientTile
 from rdk.backends.triton.launch import NormGradient, Operand, Series, Sums
 from rdk.backends.triton.setting import Setting, make_setting
+from rdk.testing import UNIT, relative
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FULL = [
@@ -46,7 +46,9 @@ class Problem(NamedTuple):
 
     def vector(self, seed: int, rows: int = 1) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        values = torch.randn(rows, self.setting.channels, generator=generator, dtype=torch.float64).to(self.dtype).double()
+        values = (
+            torch.randn(rows, self.setting.channels, generator=generator, dtype=torch.float64).to(self.dtype).double()
+        )
         return values[0] if rows == 1 else values
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -62,7 +64,9 @@ class Problem(NamedTuple):
 
     def conv(self, h: Tensor, weight: Tensor | None = None) -> Tensor:
         weight = self.weight if weight is None else weight
-        return F.linear(h, weight) if h.dim() == 2 else F.conv2d(h, weight, padding=self.dilation, dilation=self.dilation)
+        return (
+            F.linear(h, weight) if h.dim() == 2 else F.conv2d(h, weight, padding=self.dilation, dilation=self.dilation)
+        )
 
     def packed(self, transposed: bool = False) -> Tensor:
         weight = (self.weight.transpose(0, 1) if transposed else self.weight).to(DEVICE, self.dtype)
@@ -129,7 +133,9 @@ def rounded(p: Problem, value: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("batch,channels,height,width,dilation", SHAPES)
-def test_forward_with_bias_inject_skip_and_relu(batch: int, channels: int, height: int, width: int, dilation: int) -> None:
+def test_forward_with_bias_inject_skip_and_relu(
+    batch: int, channels: int, height: int, width: int, dilation: int
+) -> None:
     p = problem((batch, channels, height, width), dilation)
     bias, inject, skip, out = p.vector(2), p.map(3), p.map(4), p.new()
     launch.conv3x3(
@@ -193,7 +199,9 @@ def test_input_gradient_with_mask_and_sums(batch: int, channels: int, height: in
 
 
 @pytest.mark.parametrize("batch,channels,height,width,dilation", SHAPES)
-def test_input_gradient_through_a_norm_on_load(batch: int, channels: int, height: int, width: int, dilation: int) -> None:
+def test_input_gradient_through_a_norm_on_load(
+    batch: int, channels: int, height: int, width: int, dilation: int
+) -> None:
     p = problem((batch, channels, height, width), dilation)
     grad, z, before, coefficients = p.map(2), p.map(3), p.map(4), p.vector(5, 4)
     affine, sums, dz, out = affine_of(p, 6), p.new_tiles(2), p.new(), p.new()
@@ -270,11 +278,16 @@ def test_half_types(dtype: torch.dtype) -> None:
     out, skip = p.new(), p.map(4)
     launch.conv3x3(p.setting, 2, Operand(p.put(p.x)), p.packed(), out, add_b=p.put(skip), relu=True).run()
     close(p, out, torch.relu(p.conv(p.x) + skip))
-    close(p, weight_gradient(p, [(Series(p.put(skip)[None]), Series(p.put(p.x)[None]), 1)]), weight_gradient_of(p, skip, p.x))
+    close(
+        p,
+        weight_gradient(p, [(Series(p.put(skip)[None]), Series(p.put(p.x)[None]), 1)]),
+        weight_gradient_of(p, skip, p.x),
+    )
 
 
 @pytest.mark.parametrize(
-    "conv,wgrad,parts", [((16, 16, 16), (16, 16, 16), 1), ((32, 32, 64), (64, 32, 16), 2), ((128, 64, 16), (16, 256, 64), 2)]
+    "conv,wgrad,parts",
+    [((16, 16, 16), (16, 16, 16), 1), ((32, 32, 64), (64, 32, 16), 2), ((128, 64, 16), (16, 256, 64), 2)],
 )
 def test_any_tile_gives_the_same(conv: tuple[int, int, int], wgrad: tuple[int, int, int], parts: int) -> None:
     p = problem((2, 24, 5, 3), 1, conv=ConvTile(*conv, 4, 2, parts), weight_gradient=WeightGradientTile(*wgrad, 4, 2))
@@ -285,7 +298,11 @@ def test_any_tile_gives_the_same(conv: tuple[int, int, int], wgrad: tuple[int, i
     close(p, out, torch.relu(p.conv(p.x) + skip))
     parts_of_z = p.rows(p.conv(p.x)).split(p.setting.conv.block_pixels)
     assert relative(statistics[:, 0].cpu(), torch.stack([part.mean(0) for part in parts_of_z])) < 1e-5
-    close(p, weight_gradient(p, [(Series(p.put(grad)[None]), Series(p.put(p.x)[None]), 1)]), weight_gradient_of(p, grad, p.x))
+    close(
+        p,
+        weight_gradient(p, [(Series(p.put(grad)[None]), Series(p.put(p.x)[None]), 1)]),
+        weight_gradient_of(p, grad, p.x),
+    )
 
 
 @pytest.mark.parametrize("rows,features", [(1, 1), (5, 17), (70, 40)])
@@ -296,7 +313,11 @@ def test_linear_layers_are_one_tap(rows: int, features: int) -> None:
     close(p, out, torch.relu(p.conv(p.x)))
     launch.conv3x3(p.setting, 1, Operand(p.put(grad)), p.packed(transposed=True), back, flip=True).run()
     close(p, back, input_gradient(p, grad))
-    close(p, weight_gradient(p, [(Series(p.put(grad)[None]), Series(p.put(p.x)[None]), 1)]), weight_gradient_of(p, grad, p.x))
+    close(
+        p,
+        weight_gradient(p, [(Series(p.put(grad)[None]), Series(p.put(p.x)[None]), 1)]),
+        weight_gradient_of(p, grad, p.x),
+    )
 
 
 def merged(p: Problem, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

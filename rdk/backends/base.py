@@ -78,7 +78,9 @@ class Call:
     eps: Sequence[float]
     means: Tensor  # (n * stages, C): written by the first forward when norm_training, else running means
     variances: Tensor  # biased batch variances, likewise
-    prepared: dict[Any, Any] = field(default_factory=dict)  # what a backend derives from the lists and keeps for the call
+    prepared: dict[Any, Any] = field(
+        default_factory=dict
+    )  # what a backend derives from the lists and keeps for the call
 
     def index(self, iteration: int, stage: int) -> int:
         """Position of (iteration, stage) in the per-iteration lists."""

@@ -55,7 +55,9 @@ class Numbers:
     run_iterations: int  # … but at most this many iterations
     split_programs: int  # weight gradient programs that one multiprocessor is taken to hold
     split_cost_pixels: int  # pixels whose products take as long as reading and writing one split's sums
-    norm_gradient_on_load_bytes: int  # maps up to this size go through BatchNorm's backward on load, larger ones in a pass
+    norm_gradient_on_load_bytes: (
+        int  # maps up to this size go through BatchNorm's backward on load, larger ones in a pass
+    )
     pointwise_elements: int  # elements per program of pointwise kernels
     merge_tiles: int  # tiles and channels per step of kernels that merge per-tile sums
     merge_channels: int

@@ -284,9 +284,7 @@ class TritonGradients:
     def _norm_gradient(self, grad: Tensor, through_norm: NormGradient) -> Tensor:
         """The gradient before the norm as a map."""
         assert through_norm.into is not None
-        launch.norm_gradient(
-            self.setting, grad, through_norm.z, through_norm.coefficients, through_norm.into
-        ).run()
+        launch.norm_gradient(self.setting, grad, through_norm.z, through_norm.coefficients, through_norm.into).run()
         return through_norm.into
 
     def _add_to_inject(self, grad: Tensor) -> None:
@@ -316,7 +314,9 @@ class TritonGradients:
                 grads = Series(products[number], last=entering)
             for start, end, inputs in self._series_of_inputs(run, first, last, number, built):
                 if self.problem.tied:
-                    self._weight_gradient(start, end, number, grads.part(start - first, end - first, last - first), inputs)
+                    self._weight_gradient(
+                        start, end, number, grads.part(start - first, end - first, last - first), inputs
+                    )
                     continue
                 for iteration in range(start, end):
                     one = grads.part(iteration - first, iteration + 1 - first, last - first)

@@ -266,7 +266,9 @@ def norm_gradient(setting: Setting, grad: Tensor, z: Tensor, coefficients: Tenso
     arguments = {
         "grad_ptr": grad, "z_ptr": z, "coefficient_ptr": coefficients, "out_ptr": out, "pixels": setting.pixels,
     }  # fmt: skip
-    return Launch(norm_kernels.norm_gradient_kernel, grid, arguments, constants, setting.numbers.pointwise_warps, 1, out.device)
+    return Launch(
+        norm_kernels.norm_gradient_kernel, grid, arguments, constants, setting.numbers.pointwise_warps, 1, out.device
+    )
 
 
 def _pointwise(setting: Setting, *maps: Tensor | None) -> tuple[int, dict[str, Any]]:
@@ -297,7 +299,9 @@ def gradient_sums(setting: Setting, grad: Tensor, sums: Sums) -> Launch:
         "BLOCK_K": block_k,
     }
     grid = setting.tiles * ceil_div(channels, block_k)
-    return Launch(norm_kernels.gradient_sums_kernel, grid, arguments, constants, setting.numbers.pointwise_warps, 1, grad.device)
+    return Launch(
+        norm_kernels.gradient_sums_kernel, grid, arguments, constants, setting.numbers.pointwise_warps, 1, grad.device
+    )
 
 
 def merge_gradient_sums(
@@ -334,4 +338,6 @@ def merge_gradient_sums(
         "BLOCK_C": numbers.merge_channels,
     }
     grid = ceil_div(setting.channels, numbers.merge_channels)
-    return Launch(norm_kernels.merge_gradient_sums_kernel, grid, arguments, constants, numbers.merge_warps, 1, sums.into.device)
+    return Launch(
+        norm_kernels.merge_gradient_sums_kernel, grid, arguments, constants, numbers.merge_warps, 1, sums.into.device
+    )

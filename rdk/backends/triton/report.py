@@ -29,7 +29,11 @@ TENSOR_FLOPS = 790e12
 HBM_BYTES = 4.3e12
 L2_BYTES = 5.6e12
 MODEL_DEVICE = "NVIDIA H200"
-REGISTERS, THREADS, SHARED = 65_536, 2_048, 233_472  # of one multiprocessor; a block takes 1 KiB of shared memory beside its own
+REGISTERS, THREADS, SHARED = (
+    65_536,
+    2_048,
+    233_472,
+)  # of one multiprocessor; a block takes 1 KiB of shared memory beside its own
 NOT_MEASURED = "not measured"
 
 
@@ -109,7 +113,9 @@ class Floor(NamedTuple):
 
     @property
     def waves(self) -> float:
-        return self.programs / (self.resident * configurations.device_named(MODEL_DEVICE, (9, 0)).numbers.multiprocessors)
+        return self.programs / (
+            self.resident * configurations.device_named(MODEL_DEVICE, (9, 0)).numbers.multiprocessors
+        )
 
     @property
     def times(self) -> dict[str, float]:
@@ -143,7 +149,13 @@ def floors(cases: Iterable[Any]) -> Iterator[Floor]:
         resident, programs = _residency(setting, weights, case.dilation)
         partials = 4 * setting.splits * setting.columns * setting.channels
         yield Floor(
-            name, weights, case.conv_flop, 2 * map_bytes, _weight_gradient_l2_bytes(setting) + 2 * partials, programs, resident
+            name,
+            weights,
+            case.conv_flop,
+            2 * map_bytes,
+            _weight_gradient_l2_bytes(setting) + 2 * partials,
+            programs,
+            resident,
         )
 
 
@@ -152,7 +164,9 @@ def _residency(setting: Setting, use: str, dilation: int) -> tuple[int, int]:
     built = compile_ahead(launched, 90)
     threads = 32 * launched.warps
     per_thread = 8 * ceil_div(built.registers, 8)
-    return min(REGISTERS // (per_thread * threads), THREADS // threads, SHARED // (built.shared_bytes + 1024)), launched.grid
+    return min(
+        REGISTERS // (per_thread * threads), THREADS // threads, SHARED // (built.shared_bytes + 1024)
+    ), launched.grid
 
 
 def _conv_l2_bytes(setting: Setting) -> float:

@@ -147,7 +147,9 @@ def make_setting(
         precision="tf32" if arithmetic == "tf32" else "ieee",
         widen=widen,
         conv=_clipped_conv(conv, widest),
-        weight_gradient=_clipped_weight_gradient(weight_gradient, widest, max(16, 1 << (taps * channels - 1).bit_length())),
+        weight_gradient=_clipped_weight_gradient(
+            weight_gradient, widest, max(16, 1 << (taps * channels - 1).bit_length())
+        ),
         numbers=own.numbers,
         multiprocessors=multiprocessors,
     )

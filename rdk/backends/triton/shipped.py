@@ -51,7 +51,11 @@ def all_shipped(capabilities: dict[str, tuple[int, ...]] | None = None) -> Itera
 def _of_entry(device: Device, capability: int, entry: Entry, uses: tuple[str, ...]) -> Iterator[Shipped]:
     shape = (entry.pixels // 64, entry.channels, 8, 8)
     setting = make_setting(
-        device, shape, dtype_of(entry.arithmetic), "tf32" if entry.arithmetic == "tf32" else "ieee", device.numbers.multiprocessors
+        device,
+        shape,
+        dtype_of(entry.arithmetic),
+        "tf32" if entry.arithmetic == "tf32" else "ieee",
+        device.numbers.multiprocessors,
     )
     for use in uses:
         yield Shipped(
@@ -91,7 +95,16 @@ def launch_of(setting: Setting, dtype: torch.dtype, use: str, dilation: int = 1)
         )  # fmt: skip
     if use == "input gradient":
         return launch.conv3x3(
-            setting, dilation, plain, weight, a_map(), flip=True, add_a=a_map(), add_b=a_map(), mask=plain, sums=Sums(one)
+            setting,
+            dilation,
+            plain,
+            weight,
+            a_map(),
+            flip=True,
+            add_a=a_map(),
+            add_b=a_map(),
+            mask=plain,
+            sums=Sums(one),
         )
     if use == "input gradient through a norm":
         through = NormGradient(a_map(), coefficients, a_map())

@@ -32,4 +32,9 @@ def peak_bytes(problem: Problem) -> int:
     if problem.norm:
         vectors += 8 * problem.iterations * stages * channels
     inject = 4 * problem.map_bytes // problem.dtype.itemsize if problem.inject else 0
-    return maps * problem.map_bytes + weights * weight * problem.dtype.itemsize + 4 * (partials * weight + vectors) + inject
+    return (
+        maps * problem.map_bytes
+        + weights * weight * problem.dtype.itemsize
+        + 4 * (partials * weight + vectors)
+        + inject
+    )

@@ -1,0 +1,218 @@
+"""Arguments of `python -m benchmarks`, and which function each subcommand calls; called by __main__ and by the tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import dispatch, environment, gpu, libraries, peers, profile, records, report, run, suites, worker
+from benchmarks.problem import PRECISIONS
+from benchmarks.workloads import WORKLOADS
+from rdk import measured
+from rdk.dispatch import NAMES
+from rdk.dispatch import unavailable as backend_unavailable
+
+DESCRIPTION = (
+    "Measures rdk against what a user would run instead. No figure is printed before the same process has checked it."
+)
+
+
+class UsageError(ValueError):
+    """An argument that cannot be honoured; its text is what the user reads."""
+
+
+def device_named(name: str) -> torch.device:
+    """Raises UsageError for a device that is not there."""
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError("no NVIDIA GPU can be used here (torch.cuda.is_available() is False); use --device cpu.")
+        return torch.device("cuda", torch.cuda.current_device())
+    if name != "cpu":
+        raise UsageError(f"unknown device {name!r}; expected cpu or cuda.")
+    return torch.device("cpu")
+
+
+def _pinned(device: torch.device, threads: int) -> None:
+    if device.type == "cpu":
+        environment.pin(threads)
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    if arguments.backend not in NAMES or arguments.backend == "eager":
+        raise UsageError(f"unknown backend {arguments.backend!r}; expected cpu, triton or cuda.")
+    device = device_named("cpu" if arguments.backend == "cpu" else "cuda")
+    _pinned(device, arguments.threads)
+    if arguments.libraries is not None:
+        libraries.use(arguments.libraries)
+    default = ("fp32",) if device.type == "cpu" else ("bf16", "fp16", "fp32", "tf32")
+    return dispatch.run(
+        arguments.backend,
+        device,
+        arguments.dtype or default,
+        arguments.quick,
+        target=arguments.out,
+        given_commit=arguments.commit,
+        seconds=arguments.seconds,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    device = device_named(arguments.device)
+    _pinned(device, arguments.threads)
+    chosen = suites.all_workloads(arguments.workload)
+    precisions = arguments.dtype or (["fp32"] if device.type == "cpu" else ["bf16", "fp32", "tf32"])
+    plan = [suites.Task("ceilings", precision) for precision in precisions]
+    if arguments.suite in ("workloads", "all"):
+        plan += suites.plan_workloads(chosen, device.type, precisions, arguments.quick)
+    if arguments.suite in ("curves", "all") and not arguments.workload:
+        plan += suites.plan_curves(device.type, precisions[0], arguments.quick)
+    if arguments.contender:
+        names = tuple(peer.name for peer in peers.named(arguments.contender))
+        names = (*peers.EAGER, *(name for name in names if name not in peers.EAGER))
+        plan = [replace(task, contenders=names) if task.case else task for task in plan]
+    executor = suites.Executor(device, arguments.quick, arguments.commit)
+    path = arguments.out or records.path_for(measured.device_name(device))
+    return run.carry_out(plan, executor, path)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    print("workloads (python -m benchmarks run --workload NAME)")
+    for workload in WORKLOADS.values():
+        case = workload.case(workload.iterations[-1])
+        counts = ", ".join(map(str, workload.iterations))
+        maps = " ".join(f"{height}x{width}" for height, width in workload.maps)
+        what = case.description.split(", n = ")[0].replace(f"{case.height}x{case.width}", maps)
+        print(f"  {workload.name:<4} {workload.title:<18} {what}; iterations {counts}; {', '.join(workload.passes)}")
+    print("contenders (--contender NAME)")
+    for name in peers.PEERS:
+        print(f"  {name}")
+    print("devices")
+    for name in ("cpu", "cuda"):
+        try:
+            print(f"  {name}: {measured.device_name(device_named(name))}")
+        except UsageError as error:
+            print(f"  {name}: {error}")
+    print("backends of rdk")
+    for name in NAMES:
+        print(f"  {name}: {backend_unavailable(name) or 'available'}")
+    return 0
+
+
+def _gpu(arguments: argparse.Namespace) -> int:
+    return gpu.run(arguments.out, arguments.minutes, arguments.fresh, arguments.commit)
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    device = device_named(arguments.device)
+    _pinned(device, 1)
+    if arguments.libraries is not None:
+        libraries.use(arguments.libraries)
+    # what compilers and libraries print must not be taken for an answer: fd 1 belongs to the answers' own copy of it
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    executor = suites.Executor(device, True, arguments.commit)
+    return worker.serve(sys.stdin, executor, arguments.records, answers)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    device = device_named(arguments.device)
+    _pinned(device, arguments.threads)
+    workload = suites.all_workloads([arguments.workload])[0]
+    precision = (arguments.dtype or ["fp32" if device.type == "cpu" else "bf16"])[0]
+    return profile.run(
+        workload, device, precision, arguments.iterations, arguments.batch, arguments.contender, arguments.forward
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    return report.run(arguments.results, arguments.readme, arguments.pictures)
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.add_argument("--commit", help="the commit that records name, for a copy without git")
+        sub.set_defaults(function=function)
+        return sub
+
+    def measuring(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--quick", action="store_true", help="fewer problems, contenders and samples")
+        sub.add_argument(
+            "--threads", type=int, default=1, help="CPU: threads, pinned to as many processors (default 1)"
+        )
+        sub.add_argument("--dtype", action="append", choices=list(PRECISIONS), help="may be given several times")
+
+    sub = command("run", "check and time every contender on the workloads and growth curves", _run)
+    sub.add_argument(
+        "--workload", action="append", metavar="NAME", help="W1 … W7; may be given several times (default all)"
+    )
+    sub.add_argument("--suite", choices=("workloads", "curves", "all"), default="all")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    sub.add_argument("--contender", action="append", metavar="NAME", help="only these beside eager; see list")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="append the records to FILE")
+    measuring(sub)
+
+    sub = command(
+        "dispatch",
+        "measure a grid of problems for one backend and write rdk/measured/<backend>_<device>.json",
+        _dispatch,
+    )
+    sub.add_argument("--backend", required=True, help="cpu, triton or cuda")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead")
+    sub.add_argument("--seconds", type=float, help="stop after so long, with a sample of the grid")
+    sub.add_argument("--libraries", type=Path, metavar="DIR", help="compiled libraries outside the tree")
+    measuring(sub)
+
+    sub = command("profile", "where the time of one workload goes, per kernel, against the floors", _profile)
+    sub.add_argument("workload", metavar="WORKLOAD", help="W1 … W7")
+    sub.add_argument("--iterations", type=int, help="default: the workload's first headline number")
+    sub.add_argument("--batch", type=int, help="default: the workload's on a GPU, one that is quick on a CPU")
+    sub.add_argument(
+        "--contender", action="append", metavar="NAME", help="default: eager channels_last and rdk's best backend"
+    )
+    sub.add_argument("--forward", action="store_true", help="inference instead of a training step")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    measuring(sub)
+
+    sub = command("gpu", "everything on a bare GPU machine, in order of value, inside the minutes given", _gpu)
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="records, logs and summary; resumed where they are there"
+    )
+    sub.add_argument("--minutes", type=float, default=8.0)
+    sub.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
+
+    sub = command("worker", "used by gpu: carries out the tasks that come on standard input", _worker)
+    sub.add_argument("--device", default="cuda")
+    sub.add_argument("--records", type=Path, required=True)
+    sub.add_argument("--libraries", type=Path)
+
+    sub = command("report", "records to the README's table, pictures and report.html beside the records", _report)
+    sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
+    sub.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", metavar="FILE")
+    sub.add_argument("--no-pictures", dest="pictures", action="store_false", help="the README's table only")
+
+    command("list", "the workloads, contenders, devices and backends", _list)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand. Every error is a sentence on stderr and status 2; Ctrl-C is status 130."""
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.function(arguments)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbenchmarks: stopped; the records so far are kept.", file=sys.stderr)
+        return 130
+    return status

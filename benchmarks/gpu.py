@@ -1,0 +1,236 @@
+"""`python -m benchmarks gpu`: one command for a bare GPU machine: build, tests, then measurements in order of value."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from benchmarks import agenda, environment, libraries, peers, records, report
+from benchmarks.agenda import Agenda
+from benchmarks.measure import Outcome
+from benchmarks.peers import EAGER
+from benchmarks.records import Record
+from benchmarks.run import lines
+from benchmarks.suites import Task
+from benchmarks.worker import Trouble, Worker
+
+# parts of the time that building, testing and the dispatch tables may take; and what the summary needs at the end, in seconds
+BUILD, TESTS, TABLES = 0.3, 0.25, 0.15
+CLOSING = 12.0
+# how often a contender may end or break the measuring process before it is left alone
+CRASHES = 2
+
+
+class Measurer(Protocol):
+    """What carries a task out: a Worker, or a test's stand-in."""
+
+    def ask(self, task: Task, seconds: float) -> Trouble | None: ...
+
+
+def carry_out(
+    plan: Agenda,
+    measurer: Measurer,
+    path: Path,
+    failed: Callable[[Task, str], list[Record]],
+    say: Callable[[str], None],
+) -> None:
+    """Tasks until none fits any more. A contender that ends or breaks the measuring process is recorded as failed and the task
+    tried again without it; after CRASHES of these it is not tried any more."""
+    crashes: Counter[str] = Counter()
+    while (task := plan.next()) is not None:
+        began = plan.clock()
+        say(f"{plan.remaining():4.0f} s left: {task.name}")
+        before = len(records.read(path))
+        for name in task.contenders:
+            if crashes[name] >= CRASHES:
+                task = _without(task, name)
+                note = f"not tried: it ended or broke the measuring process {CRASHES} times before"
+                records.append(path, failed(replace(task, contenders=(name,)), note))
+        while True:
+            seconds = min(max(60.0, 4 * plan.estimate(task)), plan.remaining())
+            trouble = measurer.ask(task, seconds) if seconds > 1 else Trouble("no time was left")
+            if trouble is None:
+                break
+            culprit = trouble.contender
+            if culprit is None or culprit in EAGER or culprit not in task.contenders:
+                records.append(path, failed(task, trouble.reason))
+                break
+            crashes[culprit] += 1
+            records.append(path, failed(replace(task, contenders=(culprit,)), trouble.reason))
+            task = _without(task, culprit)
+        plan.learn(task, plan.clock() - began)
+        for line in lines(records.read(path)[before:]):
+            say(f"    {line}")
+
+
+def _without(task: Task, contender: str) -> Task:
+    return replace(task, contenders=tuple(name for name in task.contenders if name != contender))
+
+
+def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: Callable[[str], None] = print) -> int:
+    """The whole. Returns 1 where a test failed or a result of ours was wrong. Raises ValueError without a GPU."""
+    began = time.monotonic()
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise ValueError(
+            f"no NVIDIA GPU can be used here (this PyTorch was {built}); `python -m benchmarks run` measures on the CPU."
+        )
+    if minutes <= 0:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}.")
+    deadline = began + 60 * minutes - CLOSING
+    device = torch.device("cuda", torch.cuda.current_device())
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "records.jsonl"
+    about = environment.describe(device, given_commit)
+    say(
+        f"{about['hardware']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}, tree {about['tree']}"
+    )
+    earlier = [] if fresh else [r for r in records.read(path) if _same(r, about)]
+    folder = libraries.folder_for_these_sources()
+    reason = libraries.build(folder, out / "build.log", BUILD * 60 * minutes)
+    say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
+    libraries.use(folder)
+    if not any(record["suite"] == "tests" for record in earlier):
+        found = test(out / "tests.log", folder, TESTS * 60 * minutes, about)
+        records.append(path, [found])
+        say(f"tests: {found['result']}")
+    worker = Worker(_worker_arguments(path, folder, given_commit), out / "worker.log")
+    plan = Agenda(agenda.plan("cuda"), {r["task"] for r in earlier}, deadline - TABLES * 60 * minutes, time.monotonic)
+    if plan.skipped:
+        say(f"{plan.skipped} tasks were done by an earlier run")
+    try:
+        carry_out(plan, worker, path, lambda task, why: _failed(task, why, about), say)
+    except KeyboardInterrupt:
+        say("stopped; the records so far are kept.")
+    finally:
+        worker.stop()
+    _tables(out, folder, deadline, given_commit, say)
+    return close(out, path, plan, reason, say)
+
+
+def _worker_arguments(path: Path, folder: Path, given_commit: str | None) -> list[str]:
+    found = ["--device", "cuda", "--records", str(path.resolve()), "--libraries", str(folder)]
+    return [*found, "--commit", given_commit] if given_commit else found
+
+
+def _same(record: Record, about: dict[str, object]) -> bool:
+    """Whether a record is of this device, these versions and these sources."""
+    return all(
+        record["measured_on"].get(name) == about[name] for name in ("device", "driver", "torch", "triton", "tree")
+    )
+
+
+def _failed(task: Task, why: str, about: dict[str, object]) -> list[Record]:
+    """The records of a task that never came to an end, one per contender."""
+    if task.case is None:
+        return []
+    date = environment.now()
+    return [
+        records.of_outcome(
+            Outcome(name, "failed", note=why),
+            task.case,
+            task.pass_name,
+            task.precision,
+            suite=task.suite,
+            group=f"{date}-failed-{task.name}",
+            task=task.name,
+            uncut_batch=task.case.batch,
+            date=date,
+            measured_on=about,
+        )
+        for name in task.contenders
+    ]
+
+
+def test(log: Path, folder: Path, seconds: float, about: dict[str, object]) -> Record:
+    """Runs the tests marked gpu and returns what came of them; their words go to log."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests",
+        "-m",
+        "gpu",
+        "-q",
+        "-p",
+        "benchmarks.libraries",
+        "--libraries",
+        str(folder),
+    ]
+    began = time.monotonic()
+    log.unlink(missing_ok=True)
+    status = libraries.logged(command, log, seconds)
+    text = log.read_text(encoding="utf-8")
+    date = environment.now()
+    return {
+        "format": records.FORMAT,
+        "suite": "tests",
+        "group": f"{date}-tests",
+        "task": "tests",
+        "date": date,
+        "status": status,
+        "result": result_of(text, status, seconds),
+        "failures": re.findall(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)[:20],
+        "seconds": round(time.monotonic() - began, 1),
+        "measured_on": about,
+    }
+
+
+def result_of(text: str, status: int | None, seconds: float) -> str:
+    """What pytest's last line says: 12 passed, 3 skipped in 8.1s."""
+    if status is None:
+        return f"stopped after {seconds:.0f} s"
+    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?|deselected|xfailed|xpassed)[^\n]*", text)
+    return counts[-1].strip("= ") if counts else f"pytest ended with status {status}"
+
+
+def _tables(out: Path, folder: Path, deadline: float, given_commit: str | None, say: Callable[[str], None]) -> None:
+    """Writes what dispatch reads (rdk/measured) for each of our backends, as far as time allows."""
+    backends = [name for name in peers.ours("cuda") if name != "auto"]
+    for number, backend in enumerate(backends):
+        seconds = (deadline - time.monotonic()) / (len(backends) - number)
+        if seconds < 20:
+            continue
+        command = [sys.executable, "-m", "benchmarks", "dispatch", "--backend", backend, "--quick", "--dtype", "bf16"]
+        command += ["--out", str(out.resolve() / f"{backend}.json"), "--libraries", str(folder)]
+        command += ["--seconds", f"{seconds - 10:.0f}", *(["--commit", given_commit] if given_commit else [])]
+        say(f"{seconds:4.0f} s for the dispatch table of {backend}")
+        if libraries.logged(command, out / "worker.log", seconds) is None:
+            say(f"the table of {backend} was not finished; `python -m benchmarks dispatch` measures it alone.")
+
+
+def close(out: Path, path: Path, plan: Agenda, reason: str | None, say: Callable[[str], None]) -> int:
+    """Writes summary.md: the tables, what was left out, what is still open."""
+    found = records.read(path)
+    left_out = sorted(
+        {
+            f"{r['contender']}: {r['note']}"
+            for r in found
+            if r.get("status") == "left out" and not str(r["contender"]).startswith("rdk")
+        }
+    )
+    wrong = sorted({f"{r['task']}, {r['contender']}: {r['note']}" for r in found if r.get("status") == "wrong"})
+    failed = sorted({f"{r['task']}, {r['contender']}: {r['note']}" for r in found if r.get("status") == "failed"})
+    tests = [record for record in found if record["suite"] == "tests"]
+    parts = ["# What a GPU run measured", report.markdown(found)]
+    parts += (
+        [f"Tests: {tests[-1]['result']}" + "".join(f"\n- {name}" for name in tests[-1]["failures"])] if tests else []
+    )
+    parts += [f"Build: {reason}"] if reason else []
+    for title, entries in (("Wrong results", wrong), ("Failed", failed), ("Left out", left_out)):
+        if entries:
+            parts.append(f"{title}:\n" + "\n".join(f"- {entry}" for entry in entries))
+    still = [task.name for task in plan.open]
+    parts.append(f"Not reached in this run: {', '.join(still)}." if still else "Every task was reached.")
+    (out / "summary.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    say("\n\n".join(parts))
+    broken = bool(tests) and tests[-1]["status"] not in (0, 5)
+    return 1 if broken or any("rdk " in entry for entry in wrong) else 0

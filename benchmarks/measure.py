@@ -1,0 +1,159 @@
+"""One comparison: every contender checked against float64, then the right ones timed in turns; called by run, dispatch and gpu."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import check, timing
+from benchmarks.check import Errors
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import EAGER, Peer, forget_compiled
+from benchmarks.problem import Contestant, Problem
+from benchmarks.timing import Patience, Stopwatch, Timing
+from rdk import dispatch
+
+BASELINE = "eager"
+DEFAULT = Patience()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one contender. A timing is there only where status is "ok": its results were checked in this process."""
+
+    contender: str
+    status: str  # "ok", "wrong", "failed", "out of memory" or "left out"
+    timing: Timing | None = None
+    errors: Errors | None = None
+    peak_bytes: int | None = None  # of one run, beyond what was held before it: states, workspace, gradients, output
+    note: str = ""  # what is wrong, the first line of a failure, or why it was left out
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.timing is not None):
+            raise ValueError(
+                f"an outcome has a timing exactly when it is ok, got status {self.status!r}, {self.timing}."
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something, without the program's paths."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate" in text
+    )
+
+
+def release(device: torch.device) -> None:
+    """Gives back what the last contender held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def compare(
+    problem: Problem,
+    training: bool,
+    peers: Sequence[Peer],
+    patience: Patience = DEFAULT,
+    watch: Stopwatch | None = None,
+    memory: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Outcome]:
+    """Checks every peer, then times those whose results are right, in turns, and with `memory` measures the peak of each.
+
+    The first peer must be eager: its error sets the bounds of the others, and where it fails or is itself wrong nothing is
+    timed. Out of memory, a failed compilation and wrong results are outcomes like any other.
+    """
+    if not peers or peers[0].name != BASELINE:
+        raise ValueError(f"the first contender must be {BASELINE!r}, got {[peer.name for peer in peers]}.")
+    problem.precision.apply()
+    outcomes: dict[str, Outcome] = {}
+    running: dict[str, Contestant] = {}
+    errors: dict[str, Errors] = {}
+    try:
+        expected = problem.answers(training)
+    except Exception as error:
+        status = "out of memory" if is_out_of_memory(error) else "failed"
+        note = f"no float64 answers to check against: {first_line(error)}"
+        return [Outcome(peer.name, status, note=note) for peer in peers]
+    for peer in peers:
+        say(f"checking {peer.name}")
+        reason = peer.why_not(problem, training)
+        if reason is not None:
+            outcomes[peer.name] = Outcome(peer.name, "left out", note=reason)
+            continue
+        try:
+            contestant = peer.make(problem, training)
+            errors[peer.name] = check.compare(contestant.answers(), expected)
+        except Exception as error:
+            status = "out of memory" if is_out_of_memory(error) else "failed"
+            outcomes[peer.name] = Outcome(peer.name, status, note=first_line(error))
+            release(problem.device)
+        else:
+            broken = bounds_of(problem, peer.name, errors).broken_by(errors[peer.name])
+            if broken is None:
+                running[peer.name] = contestant
+            else:
+                outcomes[peer.name] = Outcome(peer.name, "wrong", errors=errors[peer.name], note=broken)
+        if peer.name == BASELINE and BASELINE not in running:
+            note = f"eager, whose error sets the bounds, did not pass: {outcomes[BASELINE].note}"
+            rest = [Outcome(other.name, "left out", note=note) for other in peers[1:]]
+            return [outcomes[BASELINE], *rest]
+    del expected
+    release(problem.device)
+    timings = _timed(problem, running, outcomes, patience, watch or timing.stopwatch(problem.device), say)
+    for name, result in timings.items():
+        peak = _peak(running[name], problem.device) if memory else None
+        outcomes[name] = Outcome(name, "ok", result, errors[name], peak)
+    running.clear()
+    forget_compiled()
+    release(problem.device)
+    return [outcomes[peer.name] for peer in peers]
+
+
+def _peak(contestant: Contestant, device: torch.device) -> int | None:
+    """None for a CUDA graph, whose memory is its own pool, held from capture on."""
+    if contestant.is_replay:
+        return None
+    contestant.forget_gradients()
+    return peak_bytes(contestant.run, device)
+
+
+def bounds_of(problem: Problem, contender: str, errors: dict[str, Errors]) -> check.Bounds:
+    """Eager in either layout keeps the limits of a fair problem; its errors bound those of everyone after it."""
+    if contender in EAGER:
+        return check.eager_bounds(problem.precision)
+    on_cpu = problem.device.type == "cpu" and contender.startswith("rdk")
+    policy = dispatch.precision_of(problem.device, problem.precision.dtype) if on_cpu else None
+    eager = [errors[name] for name in EAGER if name in errors]
+    return check.bounds(problem.precision, problem.case.convolutions, eager, errors[contender], policy)
+
+
+def _timed(
+    problem: Problem,
+    running: dict[str, Contestant],
+    outcomes: dict[str, Outcome],
+    patience: Patience,
+    watch: Stopwatch,
+    say: Callable[[str], None],
+) -> dict[str, Timing]:
+    """Warms each up by itself, so that one that fails (memory, say) leaves the comparison without ending it."""
+    for name in list(running):
+        try:
+            for _ in range(patience.warmup):
+                running[name].run()
+        except Exception as error:
+            status = "out of memory" if is_out_of_memory(error) else "failed"
+            outcomes[name] = Outcome(name, status, note=first_line(error))
+            del running[name]
+            release(problem.device)
+    say(f"timing {len(running)} contenders in turns")
+    return timing.interleave({name: contestant.run for name, contestant in running.items()}, watch, patience)

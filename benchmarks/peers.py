@@ -1,0 +1,241 @@
+"""The contenders: how each runs a problem, and why it is left out where it can't; suites and the command line choose by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import rdk
+from benchmarks import cudnn_graphs
+from benchmarks.problem import Contestant, PlainNetwork, Problem
+from rdk import dispatch, measured
+
+EAGER = ("eager", "eager channels_last")
+BACKENDS = ("eager", "cpu", "triton", "cuda")
+
+# beyond this many convolutions a user compiles one iteration and loops; the whole would compile for minutes
+COMPILED_WHOLE = 80
+RECOMPILATIONS = 10_000  # every contender compiles the same class anew; at PyTorch's limit it would silently run eager
+
+Make = Callable[[Problem, bool], Contestant]
+Reason = Callable[[Problem, bool], str | None]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to run a problem. `make` prepares it, compilation included; `why_not` says why it is left out, or None."""
+
+    name: str
+    make: Make
+    why_not: Reason = lambda problem, training: None
+
+
+def native_layout(problem: Problem) -> torch.memory_format:
+    """The layout that is the faster choice of a user on the device: tensor cores want channels innermost."""
+    return torch.channels_last if problem.device.type == "cuda" else torch.contiguous_format
+
+
+def _plain(problem: Problem, memory_format: torch.memory_format) -> PlainNetwork:
+    return copy.deepcopy(problem.network).to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
+
+
+def _eager(memory_format: torch.memory_format) -> Make:
+    def make(problem: Problem, training: bool) -> Contestant:
+        network = _plain(problem, memory_format)
+        return Contestant(problem, network, network, training, memory_format)
+
+    return make
+
+
+def _checkpointed(segment: Callable[[int], int]) -> Make:
+    """torch.utils.checkpoint around segments of as many iterations as `segment` says for n."""
+
+    def make(problem: Problem, training: bool) -> Contestant:
+        layout = native_layout(problem)
+        network, total = _plain(problem, layout), problem.case.iterations
+        length = segment(total)
+
+        def some(x: Tensor, first: int, inject: Tensor | None) -> Tensor:
+            for t in range(first, min(first + length, total)):
+                x = network.iteration(x, t, inject)
+            return x
+
+        def call(x: Tensor, inject: Tensor | None = None) -> Tensor:
+            for first in range(0, total, length):
+                x = checkpoint(some, x, first, inject, use_reentrant=False)
+            return x
+
+        return Contestant(problem, network, call, training, layout)
+
+    return make
+
+
+def _compiled(mode: str | None, budget: float | None = None) -> Make:
+    """torch.compile, every graph whole; with `budget` inductor's activation memory budget, a fraction of what it would keep."""
+
+    def make(problem: Problem, training: bool) -> Contestant:
+        import torch._dynamo.config as dynamo
+        import torch._functorch.config as functorch
+
+        dynamo.recompile_limit = dynamo.accumulated_recompile_limit = RECOMPILATIONS
+        layout = native_layout(problem)
+        network = _plain(problem, layout)
+        if problem.case.convolutions <= COMPILED_WHOLE:
+            call: Callable[..., Tensor] = torch.compile(network, mode=mode, fullgraph=True, dynamic=False)
+        else:
+            one = torch.compile(network.iteration, mode=mode, fullgraph=True, dynamic=False)
+
+            def call(x: Tensor, inject: Tensor | None = None) -> Tensor:
+                for _ in range(problem.case.iterations):
+                    x = one(x, 0, inject)
+                return x
+
+        contestant = Contestant(problem, network, call, training, layout)
+        with functorch.patch(activation_memory_budget=1.0 if budget is None else budget):
+            contestant.run()  # compiles, forward and backward
+        return contestant
+
+    return make
+
+
+def forget_compiled() -> None:
+    """Drops what torch.compile keeps for contenders that are gone: each call would look through all of it."""
+    torch._dynamo.reset()
+
+
+def _captured(make: Make) -> Make:
+    """The same step as one CUDA graph: forward and backward are captured once and replayed."""
+
+    def make_captured(problem: Problem, training: bool) -> Contestant:
+        contestant = make(problem, training)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                contestant.run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = contestant.run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        contestant.step = replay
+        return contestant
+
+    return make_captured
+
+
+def _only_gpu(what: str) -> Reason:
+    return lambda problem, training: None if problem.device.type == "cuda" else f"{what} needs an NVIDIA GPU"
+
+
+def _only_training(problem: Problem, training: bool) -> str | None:
+    return None if training else "it differs from eager in a training step only"
+
+
+def _first(*reasons: Reason) -> Reason:
+    return lambda problem, training: next((why for reason in reasons if (why := reason(problem, training))), None)
+
+
+def _no_batch_statistics(problem: Problem, training: bool) -> str | None:
+    return "one iteration is compiled, and a norm differs per iteration" if problem.case.norm else None
+
+
+def _compilable(problem: Problem, training: bool) -> str | None:
+    return None if problem.case.convolutions <= COMPILED_WHOLE else _no_batch_statistics(problem, training)
+
+
+def _rdk(backend: str, kept: str | int = "auto") -> Make:
+    def make(problem: Problem, training: bool) -> Contestant:
+        settings = {"device": problem.device, "dtype": problem.precision.dtype}
+        module = problem.case.module(backend=backend, checkpoint=kept, **settings)
+        module.load_state_dict(_named_for_rdk(problem))
+        layout = native_layout(problem)
+        module.to(memory_format=layout)  # type: ignore[call-overload]
+        return Contestant(problem, module, module, training, layout)
+
+    return make
+
+
+def _named_for_rdk(problem: Problem) -> dict[str, Tensor]:
+    """The problem's parameters under the names of an rdk module's state_dict."""
+    found: dict[str, Tensor] = {}
+    for key, value in problem.network.state_dict().items():
+        part, number, entry = key.split(".")
+        if part == "convs":
+            found[f"stages.{number}.{entry}"] = value
+        else:
+            iteration, stage = divmod(int(number), problem.case.stages)
+            found[f"stages.{stage}.norm.{iteration}.{entry}"] = value
+    return found
+
+
+def _refused(backend: str) -> Reason:
+    def why_not(problem: Problem, training: bool) -> str | None:
+        reason = None if backend == "auto" else dispatch.unavailable(backend)
+        if reason is not None:
+            return reason
+        try:
+            one = _rdk(backend)(problem, training)
+            rdk.explain(one.network, one.x, inject=one.inject)  # type: ignore[arg-type]
+        except rdk.BackendError as error:
+            return str(error)
+        return None
+
+    return why_not
+
+
+def _all() -> dict[str, Peer]:
+    gpu_graph = _only_gpu("a CUDA graph")
+    max_autotune = _compiled("max-autotune-no-cudagraphs")
+    found = [
+        Peer("eager", _eager(torch.contiguous_format)),
+        Peer("eager channels_last", _eager(torch.channels_last)),
+        Peer("eager graph", _captured(_eager(torch.channels_last)), gpu_graph),
+        Peer("compile", _compiled(None), _compilable),
+        Peer("compile graph", _captured(_compiled(None)), _first(gpu_graph, _compilable)),
+        Peer("max-autotune", max_autotune, _compilable),
+        Peer("max-autotune graph", _captured(max_autotune), _first(gpu_graph, _compilable)),
+        Peer("cudnn graphs", cudnn_graphs.make, cudnn_graphs.why_not),
+        Peer("checkpoint", _checkpointed(lambda n: 1), _only_training),
+        Peer("checkpoint sqrt", _checkpointed(lambda n: math.isqrt(n)), _only_training),
+        Peer("compile budget", _compiled(None, budget=0.3), _first(_only_training, _compilable)),
+    ]
+    for backend in ("auto", *BACKENDS):
+        found.append(Peer(f"rdk {backend}", _rdk(backend), _refused(backend)))
+        found.append(Peer(f"rdk {backend} graph", _captured(_rdk(backend)), _first(gpu_graph, _refused(backend))))
+        found.append(Peer(f"rdk {backend} sqrt", _rdk(backend, "sqrt"), _first(_only_training, _refused(backend))))
+    return {peer.name: peer for peer in found}
+
+
+PEERS: dict[str, Peer] = _all()
+
+
+def named(names: Sequence[str]) -> list[Peer]:
+    """The peers of those names. Raises ValueError with the nearest names for one that is unknown."""
+    for name in names:
+        if name not in PEERS:
+            nearest = get_close_matches(name, PEERS, n=3, cutoff=0.3) or list(PEERS)
+            raise ValueError(f"unknown contender {name!r}; the nearest are {', '.join(nearest)}.")
+    return [PEERS[name] for name in names]
+
+
+def ours(device_type: str) -> list[str]:
+    """The backends that can run on such a device here, and "auto", what a user gets, where measurements let it choose."""
+    able = [name for name in dispatch.PREFERENCE[device_type] if dispatch.unavailable(name) is None]
+    # Triton's interpreter needs no GPU, but then there is none to measure on
+    if not able or (device_type == "cuda" and not torch.cuda.is_available()):
+        return ["auto"]
+    device = measured.device_name(torch.device(device_type))
+    known = {table["backend"] for table in measured.tables() if table["device"] == device}
+    return [*able, "auto"] if known & set(able) else able

@@ -1,0 +1,269 @@
+"""A case with its tensors: weights that keep the state alive, inputs, float64 answers; made by suites, run by peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.workloads import Case
+from rdk.testing import UNIT
+
+CHECKED_IMAGES = 4
+PASSES = ("forward", "training", "rollout")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A dtype together with PyTorch's switch for float32 products: fp32, tf32, bf16 or fp16."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+    @property
+    def unit(self) -> float:
+        """The unit of rounding of one product's inputs."""
+        if self.tf32:
+            return 2.0**-11
+        return UNIT[self.dtype]
+
+    def apply(self) -> None:
+        """Sets PyTorch's own switches; everything timed follows them. cuDNN may try its algorithms, as a careful user lets it.
+
+        The older names of the TF32 switches: torch.compile reads them, and they raise once the newer ones were set.
+        """
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32", torch.float32),
+        Precision("tf32", torch.float32, tf32=True),
+        Precision("bf16", torch.bfloat16),
+        Precision("fp16", torch.float16),
+    )
+}
+
+
+class PlainNetwork(nn.Module):
+    """The loop that a user would write with nn.Conv2d and nn.BatchNorm2d; the peers run it, and float64 answers come from it."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        dilation = case.dilation
+        self.convs = nn.ModuleList(
+            nn.Conv2d(case.channels, case.channels, 3, padding=dilation, dilation=dilation, bias=case.kind == "conv")
+            for _ in range(case.stages)
+        )
+        count = case.convolutions if case.norm else 0
+        self.norms = nn.ModuleList(nn.BatchNorm2d(case.channels) for _ in range(count))
+
+    def iteration(self, x: Tensor, t: int, inject: Tensor | None = None) -> Tensor:
+        """One pass through the stages: (N, C, H, W) to the same."""
+        if self.case.kind == "conv":
+            return torch.relu(self.product(x, 0, t))
+        first = 0
+        if self.case.recall:
+            x = self.product(x, 0, t)
+            x = x if inject is None else x + inject
+            first = 1
+        for stage in range(first, first + 4, 2):
+            z = torch.relu(self.product(x, stage, t))
+            x = torch.relu(self.product(z, stage + 1, t) + x)
+        return x
+
+    def product(self, x: Tensor, stage: int, t: int) -> Tensor:
+        z = self.convs[stage](x)
+        return self.norms[t * self.case.stages + stage](z) if self.case.norm else z
+
+    def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
+        for t in range(self.case.iterations):
+            x = self.iteration(x, t, inject)
+        return x
+
+
+def gradient_names(network: nn.Module, case: Case) -> dict[str, nn.Parameter]:
+    """The parameters of a PlainNetwork or of an rdk module under one set of names."""
+    if isinstance(network, PlainNetwork):
+        found = {f"weight {s}": conv.weight for s, conv in enumerate(network.convs)}
+        found |= {f"bias {s}": conv.bias for s, conv in enumerate(network.convs) if conv.bias is not None}
+        for number, norm in enumerate(network.norms):
+            found |= {f"norm weight {number}": norm.weight, f"norm bias {number}": norm.bias}
+        return found
+    stages: Any = network.stages
+    found = {f"weight {s}": stage.weight for s, stage in enumerate(stages)}
+    found |= {f"bias {s}": stage.bias for s, stage in enumerate(stages) if stage.bias is not None}
+    if case.norm:
+        for number in range(case.convolutions):
+            norm = stages[number % case.stages].norm[number // case.stages]
+            found |= {f"norm weight {number}": norm.weight, f"norm bias {number}": norm.bias}
+    return found
+
+
+@torch.no_grad()
+def _initialise(network: PlainNetwork, x: Tensor) -> None:
+    """Weights under which the state neither dies out nor overflows in any number of iterations (zeros would run faster).
+
+    PyTorch's own initialisation shrinks a map about sixfold per convolution. Here one convolution keeps its input's size (He
+    et al. 2015); each residual branch adds 1/(2n) of it; a tied plain convolution is scaled by its own growth under repetition,
+    measured on one image, and its bias adds 1/n per iteration.
+    """
+    case = network.case
+    for stage, conv in enumerate(network.convs):
+        gain = (2 / (9 * case.channels)) ** 0.5
+        closes_block = case.kind == "residual" and (stage - case.recall) % 2 == 1
+        if case.recall and stage == 0:
+            gain *= 0.5
+        elif closes_block and not case.norm:
+            gain /= 2 * case.iterations
+        nn.init.normal_(conv.weight, std=gain)
+        if conv.bias is not None:
+            nn.init.normal_(conv.bias, std=1 / case.iterations)
+    if case.kind == "conv" and not case.norm:
+        network.convs[0].weight /= _growth(network.convs[0], x[:1])
+
+
+def _growth(conv: nn.Conv2d, x: Tensor) -> float:
+    """The factor by which relu(conv(·)) without bias multiplies a state that it was applied to many times."""
+    rates = []
+    for _ in range(24):
+        y = torch.relu(nn.functional.conv2d(x, conv.weight, padding=conv.padding, dilation=conv.dilation))
+        rates.append(float(y.norm() / x.norm()))
+        x = y / rates[-1]
+    return sum(rates[-8:]) / 8
+
+
+class Problem:
+    """The tensors of one case at one precision on one device. Every contender copies its parameters from `network`."""
+
+    def __init__(self, case: Case, precision: Precision, device: torch.device, seed: int = 0) -> None:
+        self.case, self.precision, self.device = case, precision, device
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = PlainNetwork(case)
+            drawn = torch.randn(case.shape, generator=generator).relu_()
+            _initialise(network, drawn)
+        self.network = network.to(device, precision.dtype)
+        self.x = drawn.to(device, precision.dtype)
+        self.inject: Tensor | None = None
+        if case.recall:
+            self.inject = torch.randn(case.shape, generator=generator).to(device, precision.dtype)
+        self.upstream = torch.randn(case.shape, generator=generator).to(device, precision.dtype)
+
+    @cached_property
+    def checked(self) -> list[int]:
+        """The images whose results are compared: a few, from both ends and the middle; all where a norm mixes the batch."""
+        count = self.case.batch
+        if self.case.norm or count <= CHECKED_IMAGES:
+            return list(range(count))
+        return sorted({0, 1, count // 2, count - 1})
+
+    @cached_property
+    def check_upstream(self) -> Tensor:
+        """The upstream gradient of the check: zero but for the checked images, so that parameter gradients are theirs alone."""
+        masked = torch.zeros_like(self.upstream)
+        masked[self.checked] = self.upstream[self.checked]
+        return masked
+
+    def answers(self, training: bool) -> dict[str, Tensor]:
+        """The float64 results on the checked images: output and, for training, every gradient."""
+        network = PlainNetwork(self.case).to(self.device, torch.float64)
+        network.load_state_dict(self.network.state_dict())
+        network.train(training)
+        images = self.checked
+        x = self.x[images].double().requires_grad_(training)
+        inject = None if self.inject is None else self.inject[images].double().requires_grad_(training)
+        torch.backends.cudnn.benchmark = (
+            False  # each product runs only a few times here: trying algorithms would take longer
+        )
+        with torch.set_grad_enabled(training):
+            output = network(x, inject)
+        found = {"output": output.detach()}
+        if training:
+            output.backward(self.upstream[images].double())
+        torch.backends.cudnn.benchmark = True
+        if training:
+            found["input gradient"] = _gradient(x)
+            if inject is not None:
+                found["inject gradient"] = _gradient(inject)
+            for name, parameter in gradient_names(network, self.case).items():
+                found[f"gradient of {name}"] = _gradient(parameter)
+        return found
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+class Contestant:
+    """One network ready to run a problem: its leaves, and the functions that are timed. Made by the peers."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        network: nn.Module,
+        call: Callable[..., Tensor],
+        training: bool,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.problem, self.network, self.call = problem, network.train(training), call
+        self.wants_gradients = training
+        self.x = problem.x.clone(memory_format=memory_format).requires_grad_(training)
+        self.inject = None
+        if problem.inject is not None:
+            self.inject = problem.inject.clone(memory_format=memory_format).requires_grad_(training)
+        self.upstream = problem.upstream.clone(memory_format=memory_format)
+        self.parameters = list(network.parameters())
+        self.step: Callable[[], Tensor] = self._once  # a peer may put a CUDA graph's replay here
+
+    @property
+    def is_replay(self) -> bool:
+        return self.step != self._once
+
+    def run(self) -> Tensor:
+        """What is timed: inference without a graph, or forward and backward down to the input with gradients written anew."""
+        return self.step()
+
+    def _once(self) -> Tensor:
+        if not self.wants_gradients:
+            with torch.no_grad():
+                return self._output()
+        self.forget_gradients()
+        output = self._output()
+        output.backward(self.upstream)
+        return output
+
+    def _output(self) -> Tensor:
+        return self.call(self.x) if self.inject is None else self.call(self.x, inject=self.inject)
+
+    def forget_gradients(self) -> None:
+        for leaf in (self.x, self.inject, *self.parameters):
+            if leaf is not None:
+                leaf.grad = None
+
+    def answers(self) -> dict[str, Tensor]:
+        """What Problem.answers gives, from the very function that is timed."""
+        images = self.problem.checked
+        self.upstream.copy_(self.problem.check_upstream)
+        try:
+            found = {"output": self.run().detach()[images].clone()}
+        finally:
+            self.upstream.copy_(self.problem.upstream)
+        if not self.wants_gradients:
+            return found
+        found["input gradient"] = _gradient(self.x)[images].clone()
+        if self.inject is not None:
+            found["inject gradient"] = _gradient(self.inject)[images].clone()
+        for name, parameter in gradient_names(self.network, self.problem.case).items():
+            found[f"gradient of {name}"] = _gradient(parameter).clone()
+        return found

@@ -1,0 +1,209 @@
+"""From records to what they say: ratios within one comparison, one row per headline case; called by report, plots and page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from benchmarks import records
+from benchmarks.peers import EAGER
+from benchmarks.records import Record
+from benchmarks.workloads import WORKLOADS, Case
+
+# what a missing figure is called
+NOT_MEASURED = "not measured"
+
+AXES = ("iterations", "batch", "channels", "height")
+
+Group = list[Record]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Ours against the best of some contenders in one comparison: ratio > 1 means that rdk is better."""
+
+    ratio: float
+    ours: str
+    theirs: str
+
+
+@dataclass
+class Row:
+    """What is known of one case on one device at one precision. A field that nobody has measured is None."""
+
+    case: Case  # with the batch of the table of workloads
+    batches: set[int] = field(default_factory=set)  # the batches measured; smaller where a CPU's step was too long
+    eager: dict[str, Versus] = field(default_factory=dict)  # by pass: against the faster layout of eager
+    named: dict[str, Versus] = field(default_factory=dict)  # by pass: as eager, of the best backend asked for by name
+    best: dict[str, Versus] = field(default_factory=dict)  # by pass: against the best of all others
+    memory: Versus | None = None  # peak of a training step: eager's over ours with a schedule
+    scheduled: Versus | None = None  # the training step's time then
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)  # by pass: ours and eager's, of the output
+    why: dict[str, str] = field(default_factory=dict)  # by pass: why a comparison has no figures
+    notes: list[str] = field(default_factory=list)  # what failed, was wrong or left out
+
+
+def is_ours(record: Record) -> bool:
+    return str(record["contender"]).startswith("rdk ")
+
+
+def has_schedule(record: Record) -> bool:
+    return is_ours(record) and str(record["contender"]).endswith(" sqrt")
+
+
+def is_graph(record: Record) -> bool:
+    return str(record["contender"]).endswith(" graph")
+
+
+def devices(found: Iterable[Record]) -> list[tuple[str, str]]:
+    """The pairs of device and precision that records exist for, GPUs first, in the order of first appearance."""
+    pairs = {
+        (r["measured_on"]["device"], r["precision"]): r["measured_on"]["device_type"] for r in found if "precision" in r
+    }
+    return sorted(pairs, key=lambda pair: pairs[pair] == "cpu")
+
+
+def rows(found: Sequence[Record], device: str, precision: str, headline_only: bool = True) -> list[Row]:
+    """One row per case of the workloads, in their order, from the newest comparisons."""
+    by_case: dict[Case, list[Group]] = {}
+    for group in records.groups(found):
+        first = group[0]
+        if (first["suite"], first["measured_on"]["device"], first["precision"]) == ("workloads", device, precision):
+            case = records.case_of(first).with_batch(first["uncut_batch"])
+            by_case.setdefault(case, []).append(group)
+    return [
+        _row(case, sorted(by_case.get(case, []), key=lambda group: group[0]["date"])[::-1])
+        for workload in WORKLOADS.values()
+        for case in workload.cases(headline_only)
+    ]
+
+
+def _row(case: Case, newest_first: list[Group]) -> Row:
+    row = Row(case)
+    seen: set[tuple[str, str]] = set()  # pass and contender: the newest comparison of each counts
+    for group in newest_first:
+        name = "forward" if group[0]["pass"] == "rollout" else group[0]["pass"]
+        fresh = [record for record in group if (name, record["contender"]) not in seen]
+        seen |= {(name, record["contender"]) for record in group}
+        row.notes += [_note(record) for record in fresh if record["status"] != "ok"]
+        good = [record for record in group if record["status"] == "ok"]
+        if not good:
+            row.why.setdefault(name, group[-1]["status"])
+        if good and fresh:
+            row.batches.add(group[0]["case"]["batch"])
+        plain = _shown([r for r in good if is_ours(r) and not has_schedule(r)])
+        eager = [r for r in good if r["contender"] in EAGER]
+        if name not in row.eager:
+            versus = faster([r for r in plain if not is_graph(r)], eager)
+            if versus:
+                row.eager[name] = versus
+                mine = [r for r in good if is_ours(r) and not has_schedule(r) and not is_graph(r)]
+                by_name = faster([r for r in mine if r["contender"] != "rdk auto"], eager)
+                if by_name:
+                    row.named[name] = by_name
+                ours = next(r for r in plain if r["contender"] == versus.ours)
+                row.errors[name] = (ours["error"]["output"], max(r["error"]["output"] for r in eager))
+        versus = faster(plain, [r for r in fresh if r["status"] == "ok" and not is_ours(r)])
+        # others may have been measured in several comparisons, each beside ours: the strongest of them counts
+        if versus and (name not in row.best or versus.ratio < row.best[name].ratio):
+            row.best[name] = versus
+        scheduled = _shown([r for r in good if has_schedule(r)])
+        if row.memory is None and scheduled and name == "training":
+            row.memory = leaner(scheduled, eager)
+            row.scheduled = faster(scheduled, eager)
+    return row
+
+
+def _shown(ours: list[Record]) -> list[Record]:
+    """What stands for rdk: "auto", which is what a user gets, where it took part, else every backend named."""
+    auto = [record for record in ours if record["contender"].startswith("rdk auto")]
+    return auto or ours
+
+
+def _note(record: Record) -> str:
+    return f"{record['contender']}, {record['pass']}: {record['status']}: {record['note']}"
+
+
+def _versus(ours: Sequence[Record], theirs: Sequence[Record], cost: Callable[[Record], float]) -> Versus | None:
+    if not ours or not theirs:
+        return None
+    mine, other = min(ours, key=cost), min(theirs, key=cost)
+    return Versus(cost(other) / cost(mine), mine["contender"], other["contender"])
+
+
+def faster(ours: Sequence[Record], theirs: Sequence[Record]) -> Versus | None:
+    """Their least median time over ours."""
+    return _versus(ours, theirs, lambda record: float(record["median_ms"]))
+
+
+def leaner(ours: Sequence[Record], theirs: Sequence[Record]) -> Versus | None:
+    """Their least peak over ours."""
+    measured = [[r for r in side if r["peak_bytes"]] for side in (ours, theirs)]
+    return _versus(measured[0], measured[1], lambda record: float(record["peak_bytes"]))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One contender at one place of a growth curve."""
+
+    x: int
+    milliseconds: float
+    peak_bytes: int | None
+
+
+def _curve_groups(found: Sequence[Record], device: str, precision: str) -> list[Group]:
+    wanted = ("curves", device, precision)
+    groups = records.groups(found)
+    return [g for g in groups if (g[0]["suite"], g[0]["measured_on"]["device"], g[0]["precision"]) == wanted]
+
+
+def base_case(found: Sequence[Record], device: str, precision: str) -> Case | None:
+    """The case that the most others of the growth curves differ from along one axis only."""
+    cases = [records.case_of(group[0]) for group in _curve_groups(found, device, precision)]
+
+    def neighbours(case: Case) -> int:
+        return sum(any(_moved(other, case, axis) == case for axis in AXES) for other in cases)
+
+    return max(cases, key=neighbours, default=None)
+
+
+def curves(found: Sequence[Record], device: str, precision: str, axis: str) -> dict[str, list[Point]]:
+    """By contender, its points along "iterations", "batch", "channels" or "height", from the newest comparison at each place.
+
+    The cases of a curve are those that differ from the base case along that axis alone.
+    """
+    base = base_case(found, device, precision)
+    lines: dict[str, dict[int, Point]] = {}
+    for group in sorted(_curve_groups(found, device, precision), key=lambda group: group[0]["date"]):
+        case = records.case_of(group[0])
+        if base is None or _moved(case, base, axis) != base:
+            continue
+        for record in group:
+            if record["status"] == "ok":
+                point = Point(getattr(case, axis), record["median_ms"], record["peak_bytes"])
+                lines.setdefault(record["contender"], {})[point.x] = point
+    return {name: [points[x] for x in sorted(points)] for name, points in lines.items()}
+
+
+def _moved(case: Case, base: Case, axis: str) -> Case:
+    """The case with its place on the axis replaced by the base's."""
+    if axis == "height":
+        return replace(case, height=base.height, width=base.width) if case.height == case.width else case
+    return replace(case, **{axis: getattr(base, axis)})
+
+
+def ceilings(found: Sequence[Record], device: str, precision: str) -> tuple[float, float] | None:
+    """The newest FLOP/s and bytes/s measured on the device."""
+    known = [
+        record
+        for record in found
+        if (record["suite"], record["measured_on"]["device"], record.get("precision"))
+        == ("ceilings", device, precision)
+    ]
+    newest = max(known, key=lambda record: record["date"], default=None)
+    return (newest["flop_per_second"], newest["bytes_per_second"]) if newest else None
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))

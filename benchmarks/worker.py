@@ -1,0 +1,124 @@
+"""The process that measures for gpu: takes tasks as lines, appends their records, says when each is done; and its other end."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from benchmarks import records
+from benchmarks.environment import ROOT
+from benchmarks.libraries import kill_group
+from benchmarks.suites import Executor, Task
+
+DONE, AT, BROKEN = "## done", "## at ", "## broken "
+CHECKING = "checking "
+
+
+class Trouble(NamedTuple):
+    """Why a task has no records, and which contender the process was busy with, where that is known."""
+
+    reason: str
+    contender: str | None = None
+
+
+def serve(lines: Iterable[str], executor: Executor, path: Path, out: IO[str]) -> int:
+    """The worker's loop: one task per line. Ends, without records, where a contender leaves the device unusable."""
+    executor.say = lambda text: print(f"{AT}{text}", file=out, flush=True)
+    for line in lines:
+        found = executor.carry_out(Task.from_json(json.loads(line)))
+        if _device_is_broken(executor.device):
+            culprit = next((record for record in found if record["status"] == "failed"), found[0])
+            answer = {"contender": culprit.get("contender"), "note": culprit.get("note", "")}
+            print(BROKEN + json.dumps(answer), file=out, flush=True)
+            return 1
+        records.append(path, found)
+        print(DONE, file=out, flush=True)
+    return 0
+
+
+def _device_is_broken(device: torch.device) -> bool:
+    """Whether an error (an illegal address, say) has left the CUDA context unusable for whoever comes next."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).item()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Worker:
+    """A child process that carries tasks out; a task that crashes or hangs it costs that task only."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.command = [sys.executable, "-m", "benchmarks", "worker", *arguments]
+        self.log = log
+        self.process: subprocess.Popen[str] | None = None
+        self.answers: queue.Queue[str | None] = queue.Queue()
+
+    def _start(self) -> subprocess.Popen[str]:
+        self.answers = queue.Queue()
+        with self.log.open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        threading.Thread(target=_listen, args=(process.stdout, self.answers), daemon=True).start()
+        return process
+
+    def ask(self, task: Task, seconds: float) -> Trouble | None:
+        """Carries the task out; None when its records are written, or why they are not."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start()
+        assert self.process.stdin is not None
+        end = time.monotonic() + seconds
+        busy: str | None = None
+        try:
+            self.process.stdin.write(json.dumps(task.as_json()) + "\n")
+            self.process.stdin.flush()
+            while (answer := self.answers.get(timeout=max(end - time.monotonic(), 0.01))) is not None:
+                if answer.startswith(DONE):
+                    return None
+                if answer.startswith(BROKEN):
+                    found = json.loads(answer.removeprefix(BROKEN))
+                    self.stop()
+                    return Trouble(f"it left the device unusable: {found['note']}", found["contender"])
+                what = answer.removeprefix(AT).strip()
+                busy = what.removeprefix(CHECKING) if what.startswith(CHECKING) else None
+        except queue.Empty:
+            self.stop()
+            return Trouble(f"it took longer than {seconds:.0f} s and was stopped", busy)
+        except OSError:
+            pass
+        status = self.process.wait()
+        self.stop()
+        return Trouble(f"the measuring process ended with status {status}; see {self.log.name}", busy)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            kill_group(self.process)
+            self.process = None
+
+
+def _listen(stream: IO[str] | None, answers: queue.Queue[str | None]) -> None:
+    """Passes on the lines meant for the other end; whatever compilers print is dropped. None: the process has ended."""
+    assert stream is not None
+    for line in stream:
+        if line.startswith((DONE, AT, BROKEN)):
+            answers.put(line)
+    answers.put(None)
