@@ -40,7 +40,7 @@ def grid(device_type: str, quick: bool) -> list[Case]:
         batches, iterations = ((1, 64), (1, 8)) if quick else ((1, 16, 128), (1, 4, 16))
         own = [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
     sizes = sizes or list(product((16, 32, 64, 128, 256, 512), (8, 13, 32)))
-    cases = list(_products(sizes, batches, iterations)) + own
+    cases = [*_products(sizes, batches, iterations), *_dilated(batches, iterations), *own]
     limit = (QUICK_STEP_SECONDS if quick else STEP_SECONDS)[device_type]
     rate = ESTIMATED_FLOP_PER_SECOND[device_type]
     unique = {_identity(case): case for case in cases if 3 * case.conv_flop * case.convolutions / rate <= limit}
@@ -52,6 +52,13 @@ def _products(sizes: Iterable[tuple[int, int]], batches: Iterable[int], iteratio
     for (channels, size), batch, count, (kind, norm) in product(sizes, batches, iterations, kinds):
         if not (norm and batch == 1):
             yield Case("grid", kind, batch, channels, size, size, count, norm=norm)
+
+
+def _dilated(batches: Iterable[int], iterations: Iterable[int]) -> Iterator[Case]:
+    """Dilation 2, on fewer sizes: a record speaks for its own dilation only."""
+    for (channels, size), batch, count in product(((32, 13), (64, 28), (128, 32)), batches, iterations):
+        for kind in ("conv", "residual"):
+            yield Case("grid", kind, batch, channels, size, size, count, dilation=2)
 
 
 def _identity(case: Case) -> tuple[Any, ...]:
