@@ -144,7 +144,7 @@ def prepare(
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
     checks.same_dtype(x, inject, weights, biases, owner)
     needs_grad = torch.is_grad_enabled() and (
-        any([tensor.requires_grad for tensor in (x, *weights, *biases)])
+        any(tensor.requires_grad for tensor in (x, *weights, *biases))
         or (inject is not None and inject.requires_grad)
         or any(parameter.requires_grad for norm in norm_modules for parameter in norm.parameters())
     )
@@ -220,7 +220,7 @@ def _filled(biases: list[Tensor | None], weights: list[Tensor]) -> list[Tensor]:
 
 
 def _norms(stages: Sequence[Stage], start: int, iterations: int) -> list[nn.Module]:
-    if not any([stage.norm is not None for stage in stages]):
+    if all(stage.norm is None for stage in stages):
         return []
     identity = nn.Identity()
     return [

@@ -16,7 +16,7 @@ from rdk import extension
 from rdk.backends.base import Call, Gradients, Needs, Problem, Store
 from rdk.backends.cuda_gradients import LONGEST_RUN, CudaGradients
 from rdk.backends.cuda_kernels import MAX_RESIDENT_STEPS, ROWS, TAPS, Kernels, aligned, merge_statistics
-from rdk.backends.eager import _finish_stage
+from rdk.backends.eager import finish_stage
 from rdk.backends.layout import empty_maps
 
 MAX_CHANNELS = 1024
@@ -171,7 +171,7 @@ class CudaBackend:
                 self._measured_product(call, iteration, number, state, z, record_statistics)
                 if tape_only and at_end:
                     return z
-                state = _finish_stage(call, iteration, number, z, dict(enumerate(entered)))
+                state = finish_stage(call, iteration, number, z, dict(enumerate(entered)))
                 if at_end and out is not None:
                     state = out.copy_(state)
                 continue

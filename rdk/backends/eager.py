@@ -129,7 +129,7 @@ class EagerBackend:
                     tapes[number].copy_(z)
                 if tape_only and at_end:
                     return z
-            state = _finish_stage(call, iteration, number, z, entered)
+            state = finish_stage(call, iteration, number, z, entered)
             if tapes is not None and not stage.norm and not at_end:
                 state = tapes[number].copy_(state)
         return state
@@ -145,7 +145,7 @@ def _measure(call: Call, iteration: int, number: int, z: Tensor) -> None:
     call.variances[row].copy_(variance)
 
 
-def _finish_stage(call: Call, iteration: int, number: int, z: Tensor, entered: dict[int, Tensor]) -> Tensor:
+def finish_stage(call: Call, iteration: int, number: int, z: Tensor, entered: dict[int, Tensor]) -> Tensor:
     """From the convolution's result to the stage's: norm, inject, skip, ReLU. May write into z unless there is a norm."""
     stage = call.problem.stages[number]
     if stage.norm:
@@ -206,7 +206,7 @@ class EagerGradients:
 
     def _rebuild_state(self, iteration: int, z: Tensor) -> Tensor:
         """The state after an iteration whose last stage adds no skip, from that stage's pre-norm map."""
-        return _finish_stage(self.call, iteration, len(self.call.problem.stages) - 1, z, {})
+        return finish_stage(self.call, iteration, len(self.call.problem.stages) - 1, z, {})
 
     def _inputs(self, iteration: int, entering: Tensor, tape: list[Tensor]) -> list[Tensor]:
         """The input of every stage of an iteration."""
@@ -214,7 +214,7 @@ class EagerGradients:
             return [entering, *tape]
         inputs = [entering]
         for number in range(len(tape) - 1):
-            inputs.append(_finish_stage(self.call, iteration, number, tape[number], dict(enumerate(inputs))))
+            inputs.append(finish_stage(self.call, iteration, number, tape[number], dict(enumerate(inputs))))
         return inputs
 
     def _reverse_iteration(self, iteration: int, entering: Tensor, tape: list[Tensor], grad: Tensor) -> Tensor:
