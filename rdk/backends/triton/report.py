@@ -24,7 +24,7 @@ from rdk.backends.triton import configurations, shipped
 from rdk.backends.triton.build import SHARED_LIMITS, Built, compile_ahead
 from rdk.backends.triton.setting import Setting, ceil_div, make_setting
 
-# of the model: NVIDIA H200; measured there: the product rate and the copy; taken from public measurements: the L2 rate
+# of the model: NVIDIA H200; measured there: the product rate and the copy; assumed: the L2 rate
 TENSOR_FLOPS = 790e12
 HBM_BYTES = 4.3e12
 L2_BYTES = 5.6e12
