@@ -22,7 +22,7 @@ class CpuBackend:
 
     def supports(self, problem: Problem) -> str | None:
         if problem.kind != "conv":
-        X
+            return "it has no kernel for linear stages, which PyTorch's matrix product runs"
         if problem.dtype != torch.float32:
             return f"it computes in float32 only, and this call is in {str(problem.dtype).removeprefix('torch.')}"
         if problem.precision == "exact":
