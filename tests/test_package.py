@@ -29,7 +29,7 @@ def test_the_readme_lists_every_variable_with_its_default() -> None:
 
 
 def test_the_readme_names_only_files_that_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+    for target in re.findall(r"\]\(([^)#:\s]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
