@@ -66,7 +66,9 @@ def test_no_data_race(kernel: str, late: bool) -> None:
 def test_race_is_noticed(broken: str) -> None:
     program = cuda_build.check_program(broken, "-fsanitize=thread", "-g")
     done = run(program, [CONTROLS[broken][0]], "--watchdog", "60", timeout=600)
-    assert "ThreadSanitizer: data race" in done.stderr
+    # the stand-in itself may meet the race first: it knows who wrote what since the last fence
+    assert done.returncode != 0
+    assert "ThreadSanitizer: data race" in done.stderr or "wgmma reads what thread" in done.stdout
 
 
 def test_deadlock_is_noticed() -> None:

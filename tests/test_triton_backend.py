@@ -19,7 +19,7 @@ from rdk import dispatch, functional, ops
 from rdk.backends.base import Call, Problem, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
-from rdk.testing import UNIT, assert_close, peak_bytes, plain_eager, step
+from rdk.testing import UNIT, assert_close, errors, peak_bytes, plain_eager, step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -46,13 +46,21 @@ def compare(
     """One training step against float64; returns the module."""
     torch.manual_seed(3)
     module = cls(channels, iterations, **kw).to(dtype)
+    for (
+        norm
+    ) in module.modules():  # with a shift of zero, a norm's scale is undone by the next norm: its gradient is rounding
+        if isinstance(norm, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5), torch.nn.init.uniform_(norm.bias, 0.2, 0.8)
     x = torch.randn(shape).to(dtype)
     u = torch.randn(shape).to(dtype) if inject else None
     exact = step(plain_eager(module).double(), x.double(), None if u is None else u.double(), **call or {})
+    eager = step(plain_eager(module), x, u, **call or {})
     module = module.to(DEVICE)
     module.backend = "triton"
     got = step(module, x.to(DEVICE), None if u is None else u.to(DEVICE), **call or {})
     tolerance = 2e-6 if dtype == torch.float32 else 16 * UNIT[dtype]
+    if channels == 1 and dtype == torch.float32:  # one channel's gradients are sums that cancel: eager loses as much
+        tolerance = max(tolerance, 2 * max(errors(eager, exact).values()))
     assert_close({name: tensor.cpu() for name, tensor in got.items()}, exact, tolerance)
     return module
 

@@ -36,8 +36,8 @@ for item in shipped.all_shipped():
         c = item.launch.constants
         row = report.row_of(item)
         size = 2 if item.arithmetic == "half" else 4
-        tiles = c["BLOCK_P"] * c["BLOCK_K"] + c["BLOCK_P"] * c.get("BLOCK_N", 0) if "BLOCK_N" in c else (
-            (c["BLOCK_P"] + c["BLOCK_K"]) * c["BLOCK_C"] if "BLOCK_C" in c else 0)
+        p, k, n, inner = (c.get(f"BLOCK_{axis}", 0) for axis in "PKNC")
+        tiles = p * (k + n) if n else (p + k) * inner  # elements that one step loads; 0 for what is no product
         vectors = tiles * size // (16 * 32 * item.launch.warps)
         print("ROW" + json.dumps([key, item.pixels, vectors, dataclasses.asdict(row.built)]), flush=True)
 """
