@@ -75,6 +75,8 @@ def faults(key: list[Any], pixels: int, vectors: int, built: dict[str, Any]) -> 
             expected = ("HGMMA", "HMMA")  # HGMMA computes 64 rows at least
         if not any(built["matrix_instructions"].get(kind, 0) for kind in expected):
             found.append(f"{name}no {expected}, only {built['matrix_instructions']}")
+    if use.startswith("weight gradient") and arithmetic == "tf32" and capability >= 90:
+        return found  # TF32 operands must lie along K, which are pixels here: these loads stay at 4 bytes (docs/kernels.md)
     # a step's operands come in 16-byte vectors: at least as many such loads as one step needs of a thread
     if not built["load_bytes"].get("16", 0) >= vectors > 0:
         found.append(f"{name}{built['load_bytes']} loads by bytes, {vectors} vectors of 16 needed")
