@@ -23,7 +23,7 @@ CONTROLS = {
     "CONV_EMPTY": ("conv_wide", ""),  # overwritten operands, a deadlock or too many arrivals: a matter of timing
     "CONV_STAGING": ("conv_wide", "expected"),
     "RESIDENT_FENCE": ("resident_2", "without fence.proxy.async"),
-    "RESIDENT_BARRIER": ("resident_2", "without fence.proxy.async"),
+    "RESIDENT_BARRIER": ("resident_2", ""),  # a race: unfenced operands or wrong elements, a matter of timing
     "RESIDENT_PADS": ("resident_2", "expected"),
     "RESIDENT_STRIDES": ("resident_2", ""),
     "WGRAD_STRIDES": ("wgrad_1", ""),
@@ -47,8 +47,12 @@ def test_exact(kernel: str, late: bool) -> None:
 def test_broken_kernel_is_noticed(broken: str) -> None:
     case, sign = CONTROLS[broken]
     program = cuda_build.check_program(broken)
-    found = [run(program, [case], "--watchdog", "5", *option) for option in ([], ["--late"])]
-    assert any(done.returncode == 1 and sign in done.stdout for done in found), [done.stdout for done in found]
+    found = []
+    for option in ([], ["--late"]) * 5:  # a race may stay hidden in one run
+        found.append(run(program, [case], "--watchdog", "5", *option))
+        if found[-1].returncode == 1 and sign in found[-1].stdout:
+            return
+    pytest.fail(f"ten runs of {case} with {broken} broken were taken for right: {[done.stdout for done in found]}")
 
 
 @pytest.mark.slow
