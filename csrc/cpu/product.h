@@ -7,10 +7,11 @@ namespace rdk::RDK_ISA {
 constexpr int kDepth =
     128;  // channels per partial sum: a filter panel stays in the first-level cache, and rounding grows less
 
-// R tiles x NV vectors of outputs over `depth` channels; `ahead` is fetched into the cache, one line per channel.
+// R tiles x NV vectors of outputs over `depth` channels; meanwhile `ahead` is fetched into the cache, `pace` floats per
+// channel.
 template <int R, int NV>
 static void product_step(const float* v, int64_t v_block, const float* u, int64_t u_row, int depth, float* m,
-                         int64_t m_block, bool accumulate, const float* ahead) {
+                         int64_t m_block, bool accumulate, const float* ahead, int pace) {
   Vec sum[R][NV];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r)
@@ -18,7 +19,7 @@ static void product_step(const float* v, int64_t v_block, const float* u, int64_
     for (int j = 0; j < NV; ++j) sum[r][j] = zero();
   for (int base = 0; base < depth; base += kBlock, v += v_block) {
     const int end = depth - base < kBlock ? depth - base : kBlock;
-    for (int k = 0; k < end; ++k, u += u_row, ahead += kBlock) {
+    for (int k = 0; k < end; ++k, u += u_row, ahead += pace) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
       Vec filter[NV];
 #pragma GCC unroll 2
@@ -42,7 +43,7 @@ static void product_step(const float* v, int64_t v_block, const float* u, int64_
   }
 }
 
-using Step = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool, const float*);
+using Step = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool, const float*, int);
 
 template <int NV, int... R>
 struct Steps {
@@ -62,16 +63,17 @@ static void product_panel(const ProductArgs& args, const float* v, const float* 
   const int steps = (args.tiles + kRowTiles - 1) / kRowTiles;
   const int tiles = args.tiles / steps, longer = args.tiles % steps;
   const bool pair = kLanes == kBlock && width == 2 * kBlock;
+  // all steps together fetch the panel of the next product: a burst would stall on the third-level cache
+  const int pace = (2 * kBlock + steps - 1) / steps;
   const int outputs = pair ? 2 * kBlock : kBlock;
   for (int column = 0; column < width; column += outputs) {
     int tile = 0;
     for (int step = 0; step < steps; ++step) {
       const int count = tiles + (step < longer ? 1 : 0);
       const Step run = pair ? PairSteps::table[count - 1] : SingleSteps::table[count - 1];
-      // two steps fetch a whole panel of the next product; the rest would repeat it
-      const float* fetch = ahead + (step & 1) * depth * kBlock;
+      const float* fetch = ahead + static_cast<int64_t>(step) * depth * pace;
       run(v + tile * kBlock, args.v.block, u + column, width, depth, m + column / kBlock * args.m.block + tile * kBlock,
-          args.m.block, accumulate, fetch);
+          args.m.block, accumulate, fetch, pace);
       tile += count;
     }
   }
@@ -110,7 +112,9 @@ static void weight_step(const float* v, const float* w, int64_t w_block, int til
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) sum[r][j] = load(u + r * u_row + j * kLanes);
+  const float* ahead = u + R * u_row;
   for (int tile = 0; tile < tiles; ++tile, v += kBlock, w += kBlock) {
+    _mm_prefetch(reinterpret_cast<const char*>(ahead + tile % (R * NV) * kLanes), _MM_HINT_T0);
     Vec grad[NV];
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) grad[j] = load(w + j * kLanes / kBlock * w_block + j * kLanes % kBlock);
