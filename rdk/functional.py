@@ -35,6 +35,9 @@ class Stage(NamedTuple):
         return self.weight if isinstance(self.weight, Tensor) else self.weight[0]
 
 
+_PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+
 class Prepared(NamedTuple):
     """A call after all checks and casts: what ops and the planner take."""
 
@@ -91,6 +94,11 @@ def recurrent(
 
     Source: Schwarzschild et al. (ICLR 2022), section 3: the same layers applied again and again; inject: Bansal et al. (2022).
     """
+    if inject is None and not return_states and memory_budget is None and checkpoint in ("auto", "none"):
+        tiny = _tiny_and_sound(x, stages, iterations, start, backend)
+        if tiny is not None:
+            weights, biases, specs = tiny
+            return eager.plain(x, None, weights, biases, (), specs, iterations, False)
     checks.iterations_and_start(iterations, start, owner)
     checks.stages(stages, owner)
     if stages[0].first_weight().dim() == 2 and isinstance(x, Tensor) and x.dim() not in (0, 2):
@@ -117,6 +125,51 @@ def recurrent(
     if chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad):
         return _plain(call)
     return _operator(call, chosen)
+
+
+def _tiny_and_sound(
+    x: Tensor, stages: Sequence[Stage], iterations: int, start: int, backend: str
+) -> tuple[list[Tensor], list[Tensor], list[StageSpec]] | None:
+    """Weights, biases and stages of a call on the CPU that is so small that all checks and decisions would take longer than its
+    work, and that would pass them: tied convolutions without norms, of one dtype, outside autocast and torch.compile. None
+    for every other call, also for one that is wrong: the checks that follow have the sentence for it."""
+    if type(x) is not Tensor or not x.is_cpu or type(iterations) is not int or torch.compiler.is_compiling():
+        return None
+    if type(start) is not int or start < 0:
+        return None
+    shape, dtype = x.shape, x.dtype
+    if len(shape) != 4 or not dtype.is_floating_point or not stages:
+        return None
+    channels = shape[1]
+    products = 9 * x.numel() * channels * iterations * len(stages)
+    if not 0 < products < dispatch.TINY_PRODUCTS or dispatch.requested(backend) != "auto":
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    weight_shape = (channels, channels, 3, 3)
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    specs: list[StageSpec] = []
+    for number, (weight, bias, norm, dilation, relu, skip) in enumerate(stages):
+        if not isinstance(weight, Tensor) or type(weight) not in _PLAIN_TENSORS:
+            return None
+        if norm is not None or type(dilation) is not int or dilation < 1:
+            return None
+        if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
+            return None
+        if skip is not None and (type(skip) is not int or not 0 <= skip <= number):
+            return None
+        specs.append(StageSpec(dilation, relu, skip))
+        weights.append(weight)
+        if bias is not None:
+            if not isinstance(bias, Tensor) or type(bias) not in _PLAIN_TENSORS:
+                return None
+            if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
+                return None
+            biases.append(bias)
+    if biases and len(biases) != len(weights):
+        return None
+    return weights, biases, specs
 
 
 def prepare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -315,6 +316,41 @@ def test_stages_of_different_kinds_share_one_call() -> None:
 
 
 X = torch.zeros(2, 4, 5, 5)
+
+
+def test_a_tiny_call_skips_the_checks_and_gives_eagers_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small enough, and nothing asked for that needs a decision: the loop at once. Anything else meets the checks first."""
+    module, x = rdk.RecurrentResidual(4, 3), torch.randn(2, 4, 5, 6)
+    expected = module(x, return_states=True)[-1]
+    normed = rdk.RecurrentConv(4, 3, norm="batch").eval()
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise RuntimeError("the checks were called")
+
+    monkeypatch.setattr(functional, "prepare", refuse)
+    assert torch.equal(module(x), expected)
+    assert torch.equal(module(x, start=2), expected)
+    checked: list[Callable[[], Any]] = [
+        lambda: module(x, return_states=True),
+        lambda: module(x, inject=x),
+        lambda: module(x.double()),
+        lambda: module(x[:, :3]),
+        lambda: module(torch.randn(2, 4, 500, 60)),
+        lambda: normed(x),
+        lambda: rdk.RecurrentConv(4, 3, tied=False)(x),
+        lambda: rdk.RecurrentConv(4, 3, checkpoint="sqrt")(x),
+        lambda: rdk.RecurrentConv(4, 3, memory_budget=1 << 20)(x),
+        lambda: rdk.RecurrentConv(4, 3, backend="eager")(x),
+    ]
+    for call in checked:
+        with pytest.raises(RuntimeError, match="the checks were called"):
+            call()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="the checks were called"):
+        module(x)
+    with rdk.use_backend("eager"), pytest.raises(RuntimeError, match="the checks were called"):
+        module(x)
+
+
 BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (torch.zeros(2, 3, 5, 5), {}, ValueError, "input has 3 channels, the layer was built for 4"),
     (torch.zeros(4, 5, 5), {}, ValueError, r"must be 4-d, \(N, C, H, W\), got shape \(4, 5, 5\)"),
