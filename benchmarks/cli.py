@@ -65,13 +65,17 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     device = device_named(arguments.device)
     _pinned(device, arguments.threads)
+    if arguments.workload and arguments.suite not in ("workloads", "all"):
+        raise UsageError(f"--workload chooses among the workloads, and the suite {arguments.suite!r} has none of them.")
     chosen = suites.all_workloads(arguments.workload)
     precisions = arguments.dtype or (["fp32"] if device.type == "cpu" else ["bf16", "fp32", "tf32"])
-    plan = [suites.Task("ceilings", precision) for precision in precisions]
+    plan = [suites.Task("ceilings", precision) for precision in precisions if arguments.suite != "shapes"]
     if arguments.suite in ("workloads", "all"):
         plan += suites.plan_workloads(chosen, device.type, precisions, arguments.quick)
     if arguments.suite in ("curves", "all") and not arguments.workload:
         plan += suites.plan_curves(device.type, precisions[0], arguments.quick)
+    if arguments.suite == "shapes" or (arguments.suite == "all" and device.type == "cpu" and not arguments.workload):
+        plan += suites.plan_shapes(device.type, precisions, arguments.quick)
     if arguments.contender:
         names = tuple(peer.name for peer in peers.named(arguments.contender))
         names = (*peers.EAGER, *(name for name in names if name not in peers.EAGER))
@@ -90,8 +94,8 @@ def _list(arguments: argparse.Namespace) -> int:
         what = case.description.split(", n = ")[0].replace(f"{case.height}x{case.width}", maps)
         print(f"  {workload.name:<4} {workload.title:<18} {what}; iterations {counts}; {', '.join(workload.passes)}")
     print("contenders (--contender NAME)")
-    for name in peers.PEERS:
-        print(f"  {name}")
+    for name, peer in peers.PEERS.items():
+        print(f"  {name:<22} {peer.about}".rstrip())
     print("devices")
     for name in ("cpu", "cuda"):
         try:
@@ -155,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--workload", action="append", metavar="NAME", help="W1 … W7; may be given several times (default all)"
     )
-    sub.add_argument("--suite", choices=("workloads", "curves", "all"), default="all")
+    sub.add_argument("--suite", choices=("workloads", "curves", "shapes", "all"), default="all")
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     sub.add_argument("--contender", action="append", metavar="NAME", help="only these beside eager; see list")
     sub.add_argument("--out", type=Path, metavar="FILE", help="append the records to FILE")

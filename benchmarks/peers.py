@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,7 +24,6 @@ BACKENDS = ("eager", "cpu", "triton", "cuda")
 
 # beyond this many convolutions a user compiles one iteration and loops; the whole would compile for minutes
 COMPILED_WHOLE = 80
-RECOMPILATIONS = 10_000  # every contender compiles the same class anew; at PyTorch's limit it would silently run eager
 
 Make = Callable[[Problem, bool], Contestant]
 Reason = Callable[[Problem, bool], str | None]
@@ -30,11 +31,13 @@ Reason = Callable[[Problem, bool], str | None]
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to run a problem. `make` prepares it, compilation included; `why_not` says why it is left out, or None."""
+    """A way to run a problem. `make` prepares it, compilation included; `why_not` says why it is left out, or None; `about`
+    is what `list` shows beside a name that does not speak for itself."""
 
     name: str
     make: Make
     why_not: Reason = lambda problem, training: None
+    about: str = ""
 
 
 def native_layout(problem: Problem) -> torch.memory_format:
@@ -77,20 +80,22 @@ def _checkpointed(segment: Callable[[int], int]) -> Make:
     return make
 
 
-def _compiled(mode: str | None, budget: float | None = None) -> Make:
-    """torch.compile, every graph whole; with `budget` inductor's activation memory budget, a fraction of what it would keep."""
+def _compiled(mode: str | None, budget: float | None = None, frozen: bool = False) -> Make:
+    """torch.compile, every graph whole; with `budget` inductor's activation memory budget, a fraction of what it would keep;
+    `frozen`: inductor's freezing, under which an inference's weights are constants, packed once in the layout of its kernels."""
 
     def make(problem: Problem, training: bool) -> Contestant:
-        import torch._dynamo.config as dynamo
         import torch._functorch.config as functorch
+        import torch._inductor.config as inductor
 
-        dynamo.recompile_limit = dynamo.accumulated_recompile_limit = RECOMPILATIONS
         layout = native_layout(problem)
         network = _plain(problem, layout)
         if problem.case.convolutions <= COMPILED_WHOLE:
-            call: Callable[..., Tensor] = torch.compile(network, mode=mode, fullgraph=True, dynamic=False)
+            call: Callable[..., Tensor] = torch.compile(
+                _with_own_code(network.forward), mode=mode, fullgraph=True, dynamic=False
+            )
         else:
-            one = torch.compile(network.iteration, mode=mode, fullgraph=True, dynamic=False)
+            one = torch.compile(_with_own_code(network.iteration), mode=mode, fullgraph=True, dynamic=False)
 
             def call(x: Tensor, inject: Tensor | None = None) -> Tensor:
                 for _ in range(problem.case.iterations):
@@ -98,11 +103,26 @@ def _compiled(mode: str | None, budget: float | None = None) -> Make:
                 return x
 
         contestant = Contestant(problem, network, call, training, layout)
-        with functorch.patch(activation_memory_budget=1.0 if budget is None else budget):
+        with contextlib.ExitStack() as settings:
+            if budget is not None:
+                settings.enter_context(functorch.patch(activation_memory_budget=budget))
+            if frozen:
+                settings.enter_context(inductor.patch(freezing=True))
             contestant.run()  # compiles, forward and backward
         return contestant
 
     return make
+
+
+def _with_own_code(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same method with a code object of its own. torch.compile keeps what it compiled per code object and would run one
+    contender's graph for the next, whatever settings that one asks for."""
+    assert isinstance(method, types.MethodType)
+    found = method.__func__
+    copied = types.FunctionType(
+        found.__code__.replace(), found.__globals__, found.__name__, found.__defaults__, found.__closure__
+    )
+    return types.MethodType(copied, method.__self__)
 
 
 def forget_compiled() -> None:
@@ -141,6 +161,10 @@ def _only_gpu(what: str) -> Reason:
 
 def _only_training(problem: Problem, training: bool) -> str | None:
     return None if training else "it differs from eager in a training step only"
+
+
+def _only_inference(problem: Problem, training: bool) -> str | None:
+    return "frozen weights cannot be trained" if training else None
 
 
 def _first(*reasons: Reason) -> Reason:
@@ -203,6 +227,12 @@ def _all() -> dict[str, Peer]:
         Peer("eager channels_last", _eager(torch.channels_last)),
         Peer("eager graph", _captured(_eager(torch.channels_last)), gpu_graph),
         Peer("compile", _compiled(None), _compilable),
+        Peer(
+            "compile frozen",
+            _compiled(None, frozen=True),
+            _first(_only_inference, _compilable),
+            "torch.compile with inductor's freezing on, inference only",
+        ),
         Peer("compile graph", _captured(_compiled(None)), _first(gpu_graph, _compilable)),
         Peer("max-autotune", max_autotune, _compilable),
         Peer("max-autotune graph", _captured(max_autotune), _first(gpu_graph, _compilable)),

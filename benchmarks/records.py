@@ -20,7 +20,8 @@ FORMAT = 1
 FOLDER = ROOT / "benchmarks" / "results"
 STATUSES = ("ok", "wrong", "failed", "out of memory", "left out")
 PASSES = ("forward", "training", "rollout")
-SUITES = ("workloads", "curves", "ceilings", "tests")
+COMPARISONS = ("workloads", "curves", "shapes")
+SUITES = (*COMPARISONS, "ceilings", "tests")
 
 Record = dict[str, Any]
 
@@ -116,7 +117,7 @@ def validate(record: Record) -> None:
         raise RecordError(f"format must be {FORMAT}, got {record.get('format')!r}.")
     if record.get("suite") not in SUITES:
         raise RecordError(f"suite must be one of {', '.join(SUITES)}, got {record.get('suite')!r}.")
-    measures = record["suite"] in ("workloads", "curves")
+    measures = record["suite"] in COMPARISONS
     for name, kind in (_REQUIRED | (_OF_A_CONTENDER if measures else {})).items():
         if not isinstance(record.get(name), kind):
             raise RecordError(f"{name} must be {kind.__name__}, got {record.get(name)!r}.")
@@ -188,6 +189,6 @@ def groups(records: Iterable[Record]) -> Iterator[list[Record]]:
     """The comparisons, each with all its contenders, in the order of their first record."""
     found: dict[str, list[Record]] = {}
     for record in records:
-        if record["suite"] in ("workloads", "curves"):
+        if record["suite"] in COMPARISONS:
             found.setdefault(record["group"], []).append(record)
     yield from found.values()

@@ -16,7 +16,7 @@ from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.records import Record
 from benchmarks.timing import Patience
-from benchmarks.workloads import WORKLOADS, Case, Workload, named
+from benchmarks.workloads import CPU_SHAPES, MAZE_SHAPES, WORKLOADS, Case, Workload, named
 
 # on a CPU the batch is cut until one eager training step takes at most so long
 STEP_SECONDS, QUICK_STEP_SECONDS = 2.0, 0.6
@@ -45,7 +45,8 @@ class Task:
         """Unique within a plan, and how records and the terminal name the task."""
         if self.case is None:
             return f"{self.suite} {self.precision}"
-        what = self.case.label if self.suite == "workloads" else f"curve {self.case.description}"
+        kind = self.suite.removesuffix("s")
+        what = self.case.label if self.suite == "workloads" else f"{kind} {self.case.description}"
         return " ".join(filter(None, (what, self.pass_name, self.precision, self.stage)))
 
     def as_json(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def contenders(device_type: str, training: bool, quick: bool, case: Case) -> tup
         found += [] if training else ["cudnn graphs"]
     elif compiles and (not quick or case.workload in ("W1", "W4")):
         found += ["compile"] if quick else ["compile", "max-autotune"]
+        found += [] if training else ["compile frozen"]
     if training:
         found += ["checkpoint"] if quick else ["checkpoint", "checkpoint sqrt", "compile budget"]
     found += [f"rdk {name}" for name in ours]
@@ -122,6 +124,17 @@ def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
     names = (*peers.EAGER, "checkpoint", *ours, *(f"{name} sqrt" for name in ours))
     unique = dict.fromkeys(cases)
     return [Task("curves", precision, case, "training", names, "quick", memory=True) for case in unique]
+
+
+def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> list[Task]:
+    """The shapes of CPU steps, with their whole batches, as inference and as a training step against eager and torch.compile."""
+    ours = [f"rdk {name}" for name in peers.ours(device_type)]
+    tasks = []
+    for precision, case in itertools.product(precisions, (*CPU_SHAPES, *MAZE_SHAPES)):
+        for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
+            names = (*peers.EAGER, compiled, *ours)
+            tasks.append(Task("shapes", precision, case, pass_name, names, "quick" if quick else "full"))
+    return tasks
 
 
 @dataclass

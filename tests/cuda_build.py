@@ -19,6 +19,7 @@ SOURCE = ROOT / "csrc" / "cuda"
 BUILT = ROOT / "build" / "cuda-tests"
 KERNELS = sorted(path.name for path in SOURCE.glob("*.cu"))
 MACHINE = ["standin/machine.cpp", "standin/products.cpp"]
+CHECKS = sorted(f"standin/{path.name}" for path in (SOURCE / "standin").glob("check*.cpp"))
 NAMESPACE = "rdk_standin"
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas"]
 STANDIN_FLAGS = ["-O2", "-std=c++20", "-mavx2", "-mf16c", "-mfma", "-fPIC", "-pthread", "-DRDK_STANDIN", *WARNINGS]
@@ -74,8 +75,8 @@ def _linked(name: str, objects: list[Path], *flags: str) -> Path:
 
 
 def check_program(broken: str | None = None, *flags: str) -> Path:
-    """The program standin/check.cpp; with `broken`, one RDK_BREAK_ macro is set in the bfloat16 kernel that it begins with."""
-    objects = _objects([*MACHINE, "standin/check.cpp"], *flags)
+    """The program standin/check*.cpp; with `broken`, one RDK_BREAK_ macro is set in the bfloat16 kernel that it begins with."""
+    objects = _objects([*MACHINE, *CHECKS], *flags)
     for kernel in KERNELS:
         hit = broken is not None and kernel == broken.split("_")[0].lower() + "_bf16.cu"
         objects += _objects([kernel], *flags, *([f"-DRDK_BREAK_{broken}"] if hit else []))

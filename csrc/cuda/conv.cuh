@@ -9,6 +9,7 @@
 #include "fragments.cuh"
 #include "params.h"
 #include "plan.h"
+#include "ring.cuh"
 
 namespace rdk::cuda {
 
@@ -32,15 +33,6 @@ struct ConvKernel {
     RDK_DEVICE uint32_t activations(int stage) const { return stages + static_cast<uint32_t>(stage) * stage_bytes; }
     RDK_DEVICE uint32_t weights(int stage) const {
       return activations(stage) + stage_bytes - static_cast<uint32_t>(packed.slab_bytes());
-    }
-  };
-
-  // Where a warpgroup of consumers stands in the ring, and the parity of the barriers there.
-  struct Turn {
-    int stage = 0;
-    uint32_t parity = 0;
-    RDK_DEVICE void advance(int stages) {
-      if (++stage == stages) stage = 0, parity ^= 1;
     }
   };
 
@@ -159,12 +151,12 @@ struct ConvKernel {
         wgmma_commit();
         if (slab > 0) {  // the products of the stage before are done
           wgmma_wait<1>();
-          release(memory, turn.stage == 0 ? p.stages - 1 : turn.stage - 1);
+          release(memory, turn.before(p.stages));
         }
         turn.advance(p.stages);
       }
       wgmma_wait<0>();
-      release(memory, turn.stage == 0 ? p.stages - 1 : turn.stage - 1);
+      release(memory, turn.before(p.stages));
       finish(p, memory, sums, group, column * tile.positions() + first_position, channel, column);
     }
   }

@@ -1,5 +1,5 @@
-// Between a warpgroup's accumulators and its maps: starting with the bias, storing as halves. Called by conv.cuh and
-// resident.cuh.
+// Between a warpgroup's accumulators and its maps: starting with the bias, storing as halves. Called by conv.cuh,
+// resident.cuh and residual.cuh.
 #pragma once
 
 #include "primitives.cuh"
@@ -24,6 +24,17 @@ RDK_DEVICE int stored_position() { return thread_index() % 32 / 16 * 8 + thread_
 // The chunk of 8 channels that this lane stores.
 RDK_DEVICE int stored_chunk() { return thread_index() % kWarpgroup / 32 * 2 + thread_index() % 16 / 8; }
 
+// Bit j: the row that this lane stores in step j, position `first` on, is no pixel of a map of height x width whose
+// rows lie `pitch` positions apart.
+RDK_DEVICE uint32_t rows_outside(int first, int count, int pitch, int height, int width) {
+  uint32_t bits = 0;
+  for (int j = 0; 16 * j < count; ++j) {
+    const int q = first + 16 * j + stored_position();
+    if (q / pitch >= height || q % pitch >= width) bits |= 1u << j;
+  }
+  return bits;
+}
+
 // Rounds the 64 x N sums and stores them as [chunk][slot][8]. `address` is this lane's for step 0 (stored_chunk,
 // stored_position); where bit j of `redirected` is set, the lane's row of step j goes to `trash` instead.
 template <class T, bool Relu, int N>
@@ -37,6 +48,34 @@ RDK_DEVICE void store_fragments(const float (&sums)[N / 2], uint32_t address, ui
       if (i < N / 2) word[m] = Relu ? pack_relu<T>(sums[i], sums[i + 1]) : pack<T>(sums[i], sums[i + 1]);
     }
     const uint32_t to = redirected >> j & 1 ? trash : address + 16 * kUnit * j;
+    if (16 * j + 16 <= N) {
+      store_matrices_transposed(to, word[0], word[1], word[2], word[3]);
+    } else {
+      store_matrices_transposed(to, word[0], word[1]);
+    }
+  }
+}
+
+// The same after adding to the sums what lies where they are stored.
+template <class T, bool Relu, int N>
+RDK_DEVICE void add_fragments(const float (&sums)[N / 2], uint32_t address, uint32_t redirected, uint32_t trash) {
+#pragma unroll
+  for (int j = 0; j < ceil_div(N, 16); ++j) {
+    const uint32_t to = redirected >> j & 1 ? trash : address + 16 * kUnit * j;
+    uint32_t word[4];
+    if (16 * j + 16 <= N) {
+      load_matrices_transposed(to, word[0], word[1], word[2], word[3]);
+    } else {
+      load_matrices_transposed(to, word[0], word[1]);
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int i = 8 * j + 2 * m;
+      if (i >= N / 2) continue;
+      const Pair old = unpack<T>(word[m]);
+      const float low = sums[i] + old.low, high = sums[i + 1] + old.high;
+      word[m] = Relu ? pack_relu<T>(low, high) : pack<T>(low, high);
+    }
     if (16 * j + 16 <= N) {
       store_matrices_transposed(to, word[0], word[1], word[2], word[3]);
     } else {

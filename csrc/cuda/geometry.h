@@ -60,6 +60,30 @@ RDK_BOTH constexpr int pixel_of_position(int q, int images, const PaddedGrid& gr
   return (image * grid.height + y) * grid.width + x;
 }
 
+// One of the grids that SubGrids cuts maps into: its image, its first row and column there, its size.
+struct SubGrid {
+  int image, top, left, height, width;
+};
+
+// Maps cut into `split` x `split` grids each, rows and columns modulo `split`. A convolution whose dilation is a
+// multiple of `split`, padded by its dilation, never mixes them.
+struct SubGrids {
+  int height, width, split;  // of the whole map
+
+  // grids of one map that have a pixel
+  RDK_BOTH constexpr int across() const { return split < width ? split : width; }
+  RDK_BOTH constexpr int count() const { return (split < height ? split : height) * across(); }
+  RDK_BOTH constexpr SubGrid grid(int item) const {
+    const int image = item / count(), inside = item % count();
+    const int top = inside / across(), left = inside % across();
+    return {image, top, left, ceil_div(height - top, split), ceil_div(width - left, split)};
+  }
+  // pixel number (image * height + row) * width + column of pixel (y, x) of a grid
+  RDK_BOTH constexpr int64_t pixel(const SubGrid& sub, int y, int x) const {
+    return (static_cast<int64_t>(sub.image) * height + sub.top + y * split) * width + sub.left + x * split;
+  }
+};
+
 // Shared-memory maps are [channel / 8][slot][8] halves: a chunk holds `slots` units of 16 bytes.
 inline constexpr int kUnit = 16;  // bytes: 8 halves
 

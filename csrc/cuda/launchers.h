@@ -11,6 +11,8 @@ const char* launch_conv_bf16(const ConvParams& p, ConvTile tile, int blocks, voi
 const char* launch_conv_fp16(const ConvParams& p, ConvTile tile, int blocks, void* stream);
 const char* launch_resident_bf16(const ResidentParams& p, ResidentTile tile, int blocks, void* stream);
 const char* launch_resident_fp16(const ResidentParams& p, ResidentTile tile, int blocks, void* stream);
+const char* launch_residual_bf16(const ResidualParams& p, ResidualTile tile, int blocks, void* stream);
+const char* launch_residual_fp16(const ResidualParams& p, ResidualTile tile, int blocks, void* stream);
 const char* launch_wgrad_bf16(const WgradParams& p, void* stream);
 const char* launch_wgrad_fp16(const WgradParams& p, void* stream);
 

@@ -50,6 +50,32 @@ struct ResidentParams {
   int slots;  // of a chunk in shared memory
 };
 
+// One convolution of an iteration: z = conv(h) + bias; z += the input of the stage before (skip); z = max(z, 0) (relu).
+struct ResidualStage {
+  const void* weights;  // PackedWeights of 64 * m rows
+  const float* bias;    // (channels,) or null
+  int dilation, relu, skip;
+};
+
+// Iterations of several convolutions; two maps of a grid stay in shared memory. Step i is stage i % stages of iteration
+// i / stages.
+struct ResidualParams {
+  const void* input;   // (images, height, width, channels)
+  const void* inject;  // the same, added at the first stage of every iteration, or null
+  ResidualStage stage[kResidualMaxStages];
+  void* kept;           // (bits set in keep, images, height, width, channels): maps after those iterations
+  int64_t kept_stride;  // elements
+  void* tapes;          // ((iterations - tape_first) * (stages - 1), images, ...): maps after all stages but the last
+  int64_t tape_stride;  // elements
+  void* output;         // the map after the last step, or null
+  uint32_t keep[kResidentMaxIterations / 32];  // bit i: keep the map after iteration i
+  int images, channels, stages, steps, tape_first;
+  SubGrids grids;
+  PaddedGrid grid;  // the largest of a map's grids, with the largest of the stages' dilations in it
+  Divider by_width;
+  int slots, buffers;  // of a chunk in shared memory; of the ring of weights
+};
+
 // dW[tap][o][i] += sum over steps, images and pixels of grad[o, p] * state[i, p + tap], split over blocks.
 struct WgradParams {
   const void* grad_first;             // of the first step: (images, height, width, channels)

@@ -159,6 +159,102 @@ constexpr ResidentParams resident_params(const ResidentPlan& plan, int images, i
   return p;
 }
 
+// ---- residual
+
+struct ResidualTile {
+  int m, n1, n2;
+  RDK_BOTH constexpr int rows() const { return kRows * m; }
+  RDK_BOTH constexpr int positions() const { return (n1 + n2) * 2 / m; }
+};
+
+struct ResidualLayout {  // offsets in shared memory; the two maps are at 0 and map_bytes
+  int map_bytes, buffer_bytes, ring, trash, barriers, total;
+};
+
+// A map ends where the products' reads do: no read of one map reaches what is being written behind it.
+RDK_BOTH constexpr ResidualLayout residual_layout(ResidualTile tile, const PaddedGrid& grid, int slots, int channels,
+                                                  int buffers) {
+  const int reach = tile.positions() + 2 * grid.halo();
+  ResidualLayout layout{};
+  layout.map_bytes = round_up(((channels / 8 - 1) * slots + (reach > slots ? reach : slots)) * kUnit, 128);
+  layout.buffer_bytes = 3 * PackedWeights{tile.rows()}.tap_bytes();
+  layout.ring = 2 * layout.map_bytes;
+  layout.trash = layout.ring + buffers * layout.buffer_bytes;
+  layout.barriers = layout.trash + 2 * kWarpgroup * kUnit;
+  layout.total = layout.barriers + 2 * 8 * kResidualMaxBuffers;
+  return layout;
+}
+
+struct ResidualPlan {
+  ResidualTile tile;
+  SubGrids grids;
+  PaddedGrid grid;
+  int slots, buffers, items, blocks;
+  const char* refusal;  // null where a grid fits
+};
+
+// The smallest tile for maps cut by `split`. `dilation`: the largest of the stages'.
+constexpr ResidualPlan residual_plan_for(int split, int images, int channels, int height, int width, int dilation,
+                                         int processors) {
+  ResidualPlan plan{};
+  plan.grids = {height, width, split};
+  plan.grid = {ceil_div(height, split), ceil_div(width, split), dilation / split};
+  plan.items = images * plan.grids.count();
+  plan.blocks = plan.items < processors ? plan.items : processors;
+  const int64_t rows = plan.grid.height + 2 * plan.grid.dilation, columns = plan.grid.width + plan.grid.dilation;
+  if (channels > kResidualMaxChannels) {
+    plan.refusal = "the accumulators hold 128 channels";
+  } else if (rows * columns * channels * 2 * 2 > kSharedBytes) {
+    plan.refusal = "two maps exceed the shared memory of a multiprocessor";
+  } else {
+    plan.slots = resident_slots(plan.grid);
+#define RDK_TRY(M, N1, N2)                                                                                           \
+  if (plan.tile.m == 0 && M == ceil_div(channels, kRows) && ResidualTile{M, N1, N2}.positions() >= plan.grid.span()) \
+    plan.tile = {M, N1, N2};
+    RDK_RESIDUAL_TILES(RDK_TRY)
+#undef RDK_TRY
+    if (plan.tile.m == 0) {
+      plan.refusal = channels > kRows ? "the accumulators of two warpgroups hold 272 positions of 128 channels"
+                                      : "the accumulators of two warpgroups hold 544 positions of 64 channels";
+      return plan;
+    }
+    plan.buffers = kResidualMaxBuffers;
+    const auto bytes = [&] { return residual_layout(plan.tile, plan.grid, plan.slots, channels, plan.buffers).total; };
+    while (plan.buffers > 0 && bytes() > kSharedBytes) --plan.buffers;
+    if (plan.buffers < kResidualMinBuffers)
+      plan.refusal = "two maps and a ring of weights exceed the shared memory of a multiprocessor";
+  }
+  return plan;
+}
+
+// The cheapest cut: waves of grids over the multiprocessors, each as long as its tile is wide (est.). `common`:
+// greatest common divisor of the stages' dilations; `refusal` is that of the finest cut.
+constexpr ResidualPlan residual_plan(int images, int channels, int height, int width, int common, int largest,
+                                     int processors) {
+  const auto cost = [processors](const ResidualPlan& plan) {
+    return static_cast<int64_t>(ceil_div(plan.items, processors)) * (plan.tile.n1 + plan.tile.n2);
+  };
+  ResidualPlan best = residual_plan_for(common, images, channels, height, width, largest, processors);
+  for (int split = common - 1; split > 0; --split) {
+    if (common % split != 0) continue;
+    const ResidualPlan plan = residual_plan_for(split, images, channels, height, width, largest, processors);
+    if (plan.refusal == nullptr && (best.refusal != nullptr || cost(plan) <= cost(best))) best = plan;
+  }
+  return best;
+}
+
+constexpr ResidualParams residual_params(const ResidualPlan& plan, int images, int channels) {
+  ResidualParams p{};
+  p.images = images;
+  p.channels = channels;
+  p.grids = plan.grids;
+  p.grid = plan.grid;
+  p.by_width = Divider::by(plan.grid.width);
+  p.slots = plan.slots;
+  p.buffers = plan.buffers;
+  return p;
+}
+
 // ---- wgrad
 
 struct WgradLayout {  // offsets in shared memory

@@ -208,6 +208,19 @@ RDK_DEVICE void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b)
                : "memory");
 }
+// Reads what store_matrices_transposed wrote, in the same words.
+RDK_DEVICE void load_matrices_transposed(uint32_t address, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+               : "r"(address)
+               : "memory");
+}
+RDK_DEVICE void load_matrices_transposed(uint32_t address, uint32_t& a, uint32_t& b) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(a), "=r"(b)
+               : "r"(address)
+               : "memory");
+}
 
 // ---- products of a warpgroup: wgmma.cuh has the multiplication itself
 

@@ -115,16 +115,12 @@ struct ResidentKernel {
 
   // Bit j: the row that this lane stores in step j belongs to no pixel.
   static RDK_DEVICE uint32_t redirected_rows(const ResidentParams& p, int first, int count) {
-    uint32_t bits = 0;
-    for (int j = 0; 16 * j < count; ++j) {
-      const int q = first + 16 * j + stored_position();
 #if defined(RDK_BREAK_RESIDENT_PADS)
-      if (q >= p.grid.span()) bits |= 1u << j;
+    const int width = p.grid.pitch();
 #else
-      if (q >= p.grid.span() || q % p.grid.pitch() >= p.grid.width) bits |= 1u << j;
+    const int width = p.grid.width;
 #endif
-    }
-    return bits;
+    return rows_outside(first, count, p.grid.pitch(), p.grid.height, width);
   }
 
   static RDK_DEVICE void load(const ResidentParams& p, const Memory& memory, int64_t start) {

@@ -30,6 +30,18 @@ inline constexpr int kResidentThreads = 2 * kWarpgroup;
 inline constexpr int kResidentMaxChannels = 64;
 inline constexpr int kResidentMaxIterations = 1024;  // in one launch
 
+// residual: one warpgroup that carries maps and weights, two consumer warpgroups. A tile is (64 * M) output channels by
+// ((N1 + N2) * 2 / M) positions: all of a map.
+#define RDK_RESIDUAL_TILES(X) \
+  X(1, 96, 0) X(1, 144, 0) X(1, 144, 128) X(2, 96, 0) X(2, 144, 0) X(2, 192, 0) X(2, 144, 128)
+inline constexpr int kResidualThreads = 3 * kWarpgroup;
+inline constexpr int kResidualMaxChannels = 2 * kRows;
+inline constexpr int kResidualMaxStages = 16;  // convolutions of one iteration
+inline constexpr int kResidualMaxBuffers = 6;  // of the ring: a row of the filter for 16 input channels each
+inline constexpr int kResidualMinBuffers = 2;
+inline constexpr int kResidualCarrierRegisters = 96;
+inline constexpr int kResidualConsumerRegisters = 208;
+
 // wgrad: one producer warpgroup, one consumer warpgroup per row of the 3x3 filter. A tile is 64 by 64 channels, all
 // taps.
 inline constexpr int kWgradThreads = 4 * kWarpgroup;

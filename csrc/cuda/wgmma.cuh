@@ -5,10 +5,12 @@
 #define RDK_TEXT_32                                                                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define RDK_TEXT_64                                                                                                  \
-  RDK_TEXT_32                                                                                                        \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
-  "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define RDK_TEXT_48 \
+  RDK_TEXT_32       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define RDK_TEXT_64 \
+  RDK_TEXT_48       \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define RDK_TEXT_72 RDK_TEXT_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define RDK_TEXT_96                                                                                                  \
   RDK_TEXT_72                                                                                                        \
@@ -26,6 +28,7 @@
 #define RDK_REGISTERS_32(i) \
   RDK_REGISTERS_8(i), RDK_REGISTERS_8((i) + 8), RDK_REGISTERS_8((i) + 16), RDK_REGISTERS_8((i) + 24)
 #define RDK_OUT_32 RDK_REGISTERS_32(0)
+#define RDK_OUT_48 RDK_OUT_32, RDK_REGISTERS_8(32), RDK_REGISTERS_8(40)
 #define RDK_OUT_64 RDK_OUT_32, RDK_REGISTERS_32(32)
 #define RDK_OUT_72 RDK_OUT_64, RDK_REGISTERS_8(64)
 #define RDK_OUT_96 RDK_OUT_72, RDK_REGISTERS_8(72), RDK_REGISTERS_8(80), RDK_REGISTERS_8(88)
@@ -53,6 +56,7 @@ struct Wgmma;
     }                                                                                                    \
   };
 #define RDK_DEFINE_WGMMAS(T, NAME)                 \
+  RDK_DEFINE_WGMMA(96, T, NAME, 0, 48, 48, 49)     \
   RDK_DEFINE_WGMMA(128, T, NAME, 0, 64, 64, 65)    \
   RDK_DEFINE_WGMMA(144, T, NAME, 0, 72, 72, 73)    \
   RDK_DEFINE_WGMMA(192, T, NAME, 0, 96, 96, 97)    \

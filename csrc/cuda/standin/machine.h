@@ -131,6 +131,7 @@ void copy_async(uint32_t to, const void* from, bool valid);
 void copy_async_commit();
 void copy_async_wait(int groups);
 void store_matrices_transposed(uint32_t address, const uint32_t* words, int count);
+void load_matrices_transposed(uint32_t address, uint32_t* words, int count);
 void wgmma_fence();
 void wgmma(int columns, bool bf16, bool transposed, float* sums, uint64_t a, uint64_t b);
 void wgmma_commit();

@@ -99,6 +99,16 @@ RDK_DEVICE void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t
   const uint32_t words[2] = {a, b};
   standin::store_matrices_transposed(address, words, 2);
 }
+RDK_DEVICE void load_matrices_transposed(uint32_t address, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
+  uint32_t words[4];
+  standin::load_matrices_transposed(address, words, 4);
+  a = words[0], b = words[1], c = words[2], d = words[3];
+}
+RDK_DEVICE void load_matrices_transposed(uint32_t address, uint32_t& a, uint32_t& b) {
+  uint32_t words[2];
+  standin::load_matrices_transposed(address, words, 2);
+  a = words[0], b = words[1];
+}
 
 RDK_DEVICE void wgmma_fence() { standin::wgmma_fence(); }
 RDK_DEVICE void wgmma_commit() { standin::wgmma_commit(); }

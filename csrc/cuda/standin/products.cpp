@@ -156,4 +156,26 @@ void store_matrices_transposed(uint32_t address, const uint32_t* words, int coun
   }
 }
 
+void load_matrices_transposed(uint32_t address, uint32_t* words, int count) {
+  struct Argument {
+    uint32_t address;
+    uint32_t* words;
+  } argument{address, words};
+  Lane& lane = self();
+  const auto action = [count](void** arguments) {
+    for (int matrix = 0; matrix < count; ++matrix) {
+      uint16_t rows[8][8];
+      for (int row = 0; row < 8; ++row) {
+        read_shared(static_cast<Argument*>(arguments[matrix * 8 + row])->address, rows[row], 16, 16);
+      }
+      // without .trans lane l receives two neighbours of row l / 4; transposed they are of column l / 4
+      for (int l = 0; l < 32; ++l) {
+        static_cast<Argument*>(arguments[l])->words[matrix] =
+            rows[l % 4 * 2][l / 4] | static_cast<uint32_t>(rows[l % 4 * 2 + 1][l / 4]) << 16;
+      }
+    }
+  };
+  together(lane.group->warps[lane.thread % kLanes / 32], 32, lane.thread % 32, "ldmatrix", &argument, action);
+}
+
 }  // namespace rdk::cuda::standin
