@@ -11,7 +11,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import dispatch, environment, gpu, libraries, peers, profile, records, report, run, suites, worker
+from benchmarks import (
+    dispatch,
+    environment,
+    gpu,
+    libraries,
+    peers,
+    profile,
+    records,
+    report,
+    run,
+    standing,
+    suites,
+    worker,
+)
 from benchmarks.problem import PRECISIONS
 from benchmarks.workloads import WORKLOADS
 from rdk import measured
@@ -134,6 +147,10 @@ def _profile(arguments: argparse.Namespace) -> int:
     )
 
 
+def _tidy(arguments: argparse.Namespace) -> int:
+    return standing.tidy(arguments.results)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     return report.run(arguments.results, arguments.readme, arguments.pictures)
 
@@ -203,6 +220,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
     sub.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", metavar="FILE")
     sub.add_argument("--no-pictures", dest="pictures", action="store_false", help="the README's table only")
+
+    sub = command("tidy", "drop records from their files that newer ones of the same task have superseded", _tidy)
+    sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
 
     command("list", "the workloads, contenders, devices and backends", _list)
     return root

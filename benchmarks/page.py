@@ -20,39 +20,38 @@ def write(found: Sequence[Record], pictures: Sequence[Path], target: Path) -> Pa
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    sections = []
-    for device, precision in summary.devices([record for record in found if record["suite"] == "workloads"]):
-        rows = summary.rows(found, device, precision)
-        sections.append(
-            {
-                "title": report.title(found, device, precision),
-                "rows": [
-                    {"name": report.name_of(row), "cells": [_cell(text) for text in report.cells(row)]} for row in rows
-                ],
-                "comparisons": [_comparison(group) for group in _newest(found, device, precision)],
-            }
+    tables = [
+        _table(report.title(found, setting), report.HEADER, report.workload_lines(found, setting))
+        for setting in summary.settings(found, "workloads")
+    ]
+    tables += [
+        _table(
+            f"CPU shapes, whole batches, {report.title(found, setting, 'shapes')}",
+            report.SHAPES_HEADER,
+            report.shape_lines(summary.shape_rows(found, setting)),
         )
+        for setting in summary.settings(found, "shapes")
+    ]
+    comparisons: dict[str, list[object]] = {}
+    for group in records.groups(found):
+        comparisons.setdefault(records.setting_of(group[0]).name, []).append(_comparison(group))
     drawn = [path.with_suffix(".svg").read_text(encoding="utf-8") for path in pictures]
     svgs = [text[text.index("<svg") :] for text in drawn]
-    columns = [part.strip() for part in report.HEADER.strip("|").split("|")]
-    text = template.render(sections=sections, columns=columns, pictures=svgs, count=len(found))
+    text = template.render(tables=tables, comparisons=comparisons, pictures=svgs, count=len(found))
     target.write_text(text, encoding="utf-8")
     return target
+
+
+def _table(title: str, header: str, lines: Sequence[tuple[str, list[str]]]) -> dict[str, object]:
+    columns = [part.strip() for part in header.strip("|").split("|")]
+    rows = [{"name": name, "cells": [_cell(text) for text in texts]} for name, texts in lines]
+    return {"title": title, "columns": columns, "rows": rows}
 
 
 def _cell(text: str) -> dict[str, str]:
     """The text without Markdown, and what it says of rdk."""
     verdict = "win" if "**" in text else "loss" if "(slower)" in text else "missing" if text in MISSING else ""
     return {"text": text.replace("**", "").replace("`", ""), "verdict": verdict}
-
-
-def _newest(found: Sequence[Record], device: str, precision: str) -> list[list[Record]]:
-    """The newest comparison of every case, pass and set of contenders."""
-    newest: dict[object, list[Record]] = {}
-    for group in sorted(records.groups(found), key=lambda group: group[0]["date"]):
-        if (group[0]["measured_on"]["device"], group[0]["precision"]) == (device, precision):
-            newest[group[0]["task"]] = group
-    return list(newest.values())
 
 
 def _comparison(group: list[Record]) -> dict[str, object]:

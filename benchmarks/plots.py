@@ -20,8 +20,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks import floors, records, summary
 from benchmarks.peers import EAGER
 from benchmarks.problem import PRECISIONS
-from benchmarks.records import Record
+from benchmarks.records import Record, Setting
 from benchmarks.summary import Point
+from benchmarks.workloads import CURVE_BASE
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -47,17 +48,17 @@ def draw_all(found: Sequence[Record], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with plt.rc_context(STYLE):
-        for device, precision in summary.devices(found):
+        for setting in summary.settings(found):
             for name, draw in (
                 ("speedup", speedup),
                 ("iterations", iterations),
                 ("growth", growth),
                 ("roofline", roofline),
             ):
-                figure = draw(found, device, precision)
+                figure = draw(found, setting)
                 if figure is None:
                     continue
-                stem = f"{name}_{re.sub(r'[^a-z0-9]+', '_', f'{device} {precision}'.lower())}"
+                stem = f"{name}_{re.sub(r'[^a-z0-9]+', '_', setting.name.lower())}"
                 for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
                     figure.savefig(folder / f"{stem}{suffix}", dpi=150, bbox_inches="tight", metadata=metadata)
                 plt.close(figure)
@@ -74,9 +75,9 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def speedup(found: Sequence[Record], device: str, precision: str) -> Figure | None:
+def speedup(found: Sequence[Record], setting: Setting) -> Figure | None:
     """Bars per headline case: forward and training step, against eager (filled) and against the best other (outlined)."""
-    rows = [row for row in summary.rows(found, device, precision) if row.eager]
+    rows = [row for row in summary.rows(found, setting) if row.eager]
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7.5, 0.62 * len(rows) + 1.4))
@@ -104,7 +105,7 @@ def speedup(found: Sequence[Record], device: str, precision: str) -> Figure | No
     handles.append(Line2D([], [], color="black", lw=2, marker="|", ls="none", ms=10, mew=2))
     names = ["forward (W4r: roll-out)", "training step", "against the best of all others"]
     axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, fontsize=9, columnspacing=1.2)
-    axes.set_title(f"rdk against PyTorch, {device}, {precision}", loc="left")
+    axes.set_title(f"rdk against PyTorch, {setting.name}", loc="left")
     return figure
 
 
@@ -129,12 +130,12 @@ def _lines(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point], 
     _plain(axes.yaxis)
 
 
-def iterations(found: Sequence[Record], device: str, precision: str) -> Figure | None:
+def iterations(found: Sequence[Record], setting: Setting) -> Figure | None:
     """Time and peak memory of a training step against the number of iterations; on a CPU the time relative to eager's least."""
-    curves = summary.curves(found, device, precision, "iterations")
+    curves = summary.curves(found, setting, "iterations")
     if max((len(points) for points in curves.values()), default=0) < 2:
         return None
-    on_cpu = device.startswith("cpu")
+    on_cpu = setting.device_type == "cpu"
     unit = (
         min((points[0].milliseconds for name, points in curves.items() if name in EAGER), default=1.0)
         if on_cpu
@@ -148,21 +149,19 @@ def iterations(found: Sequence[Record], device: str, precision: str) -> Figure |
     for axes in (left, right):
         axes.set_xlabel("iterations")
     left.legend(fontsize=8)
-    left.set_title(
-        f"A training step against depth, {device}, {precision}: {_base(found, device, precision)}", loc="left"
-    )
+    left.set_title(f"A training step against depth, {setting.name}: {_base(setting)}", loc="left")
     return figure
 
 
-def _base(found: Sequence[Record], device: str, precision: str) -> str:
-    case = summary.base_case(found, device, precision)
-    return "" if case is None else f"C{case.channels} {case.height}x{case.width}, batch {case.batch}"
+def _base(setting: Setting) -> str:
+    case = CURVE_BASE[setting.device_type]
+    return f"C{case.channels} {case.height}x{case.width}, batch {case.batch}"
 
 
-def growth(found: Sequence[Record], device: str, precision: str) -> Figure | None:
+def growth(found: Sequence[Record], setting: Setting) -> Figure | None:
     """How many times faster than the faster eager layout, and how much leaner, along batch, channels and map."""
     axes_of = (("batch", "batch"), ("channels", "channels"), ("height", "map: height = width"))
-    curves = {axis: summary.curves(found, device, precision, axis) for axis, _ in axes_of}
+    curves = {axis: summary.curves(found, setting, axis) for axis, _ in axes_of}
     if not any(len(points) > 1 for lines in curves.values() for points in lines.values()):
         return None
     figure, grid = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained", sharex="col")
@@ -176,9 +175,7 @@ def growth(found: Sequence[Record], device: str, precision: str) -> Figure | Non
     grid[0][0].set_ylabel("times faster than eager")
     grid[1][0].set_ylabel("times less peak memory")
     grid[0][0].legend(fontsize=8)
-    grid[0][0].set_title(
-        f"A training step, {device}, {precision}, others as {_base(found, device, precision)}, n = 10", loc="left"
-    )
+    grid[0][0].set_title(f"A training step, {setting.name}, others as {_base(setting)}, n = 10", loc="left")
     return figure
 
 
@@ -203,14 +200,14 @@ def _relative(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def roofline(found: Sequence[Record], device: str, precision: str) -> Figure | None:
+def roofline(found: Sequence[Record], setting: Setting) -> Figure | None:
     """Arithmetic achieved against arithmetic per byte, under the two ceilings measured on the device."""
-    ceilings = summary.ceilings(found, device, precision)
-    best = _achieved(found, device, precision)
+    ceilings = summary.ceilings(found, setting)
+    best = _achieved(found, setting)
     if ceilings is None or not best:
         return None
     flop, bandwidth = ceilings
-    on_cpu = device.startswith("cpu")
+    on_cpu = setting.device_type == "cpu"
     unit = flop if on_cpu else 1e12
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     places = [intensity for _, _, intensity, _ in best]
@@ -231,18 +228,18 @@ def roofline(found: Sequence[Record], device: str, precision: str) -> Figure | N
     axes.set_xlabel("FLOP of the direct convolutions per byte of the floor")
     axes.set_ylabel("of the measured peak" if on_cpu else "TFLOP/s")
     axes.legend(fontsize=8, loc="lower right")
-    axes.set_title(f"Roofline, {device}, {precision}", loc="left")
+    axes.set_title(f"Roofline, {setting.name}", loc="left")
     return figure
 
 
-def _achieved(found: Sequence[Record], device: str, precision: str) -> list[tuple[str, str, float, float]]:
+def _achieved(found: Sequence[Record], setting: Setting) -> list[tuple[str, str, float, float]]:
     """(rdk or eager, pass, FLOP per byte, FLOP per second) of the newest comparison of every headline case and pass."""
     newest: dict[tuple[Any, ...], list[Record]] = {}
     for group in sorted(records.groups(found), key=lambda group: group[0]["date"]):
         first = group[0]
-        if (first["suite"], first["measured_on"]["device"], first["precision"]) == ("workloads", device, precision):
+        if first["suite"] == "workloads" and records.setting_of(first) == setting:
             newest[(records.case_of(first), first["pass"])] = group
-    itemsize = PRECISIONS[precision].dtype.itemsize
+    itemsize = PRECISIONS[setting.precision].dtype.itemsize
     points = []
     for (case, pass_name), group in newest.items():
         floor = floors.floor(case, pass_name == "training", itemsize)

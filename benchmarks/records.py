@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.check import Errors
 from benchmarks.environment import ROOT
@@ -43,7 +43,25 @@ _OF_A_CONTENDER = {
     "status": str,
     "note": str,
 }
-_ABOUT = ("device", "driver", "threads", "torch", "python", "rdk", "commit", "dirty")
+_ABOUT = ("device", "device_type", "driver", "threads", "torch", "python", "rdk", "commit", "dirty")
+
+
+class Setting(NamedTuple):
+    """What comparisons must share to stand in one table."""
+
+    device: str
+    precision: str
+    threads: int | None  # of a CPU; the threads of a GPU's host do not count
+
+    @property
+    def device_type(self) -> str:
+        return "cuda" if self.threads is None else "cpu"
+
+    @property
+    def name(self) -> str:
+        """cpu avx512, fp32; cpu avx512, fp32, 2 threads."""
+        threads = f", {self.threads} threads" if self.threads and self.threads > 1 else ""
+        return f"{self.device}, {self.precision}{threads}"
 
 
 class RecordError(ValueError):
@@ -95,6 +113,11 @@ def of_outcome(
 def _short(value: float) -> float:
     """Five digits: more than any clock here can tell."""
     return float(f"{value:.5g}")
+
+
+def setting_of(record: Record) -> Setting:
+    about = record["measured_on"]
+    return Setting(about["device"], record["precision"], about["threads"] if about["device_type"] == "cpu" else None)
 
 
 def case_of(record: Record) -> Case:

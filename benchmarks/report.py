@@ -1,13 +1,13 @@
-"""`python -m benchmarks report`: records to the README's win/lose table, pictures and a page; uses summary, plots, page."""
+"""`python -m benchmarks report`: records to the README's win/lose tables, pictures and a page; uses summary, plots, page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import records, summary
+from benchmarks import records, standing, summary
 from benchmarks.environment import ROOT
-from benchmarks.records import Record
+from benchmarks.records import Record, Setting
 from benchmarks.summary import NOT_MEASURED, Row, Versus
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -18,6 +18,11 @@ TIE = 0.05
 HEADER = (
     "| | forward, against eager | against the best other | training step, against eager | against the best other "
     '| step memory with `checkpoint="sqrt"` (its time) | error, rdk / eager |'
+)
+
+SHAPES_HEADER = (
+    "| | forward, against eager | by least times | against the best other | training step, against eager | by least times "
+    "| against the best other |"
 )
 
 
@@ -75,14 +80,40 @@ def name_of(row: Row) -> str:
     return f"{row.case.label}, C{row.case.channels} {row.case.height}x{row.case.width}, {batch}"
 
 
+def workload_lines(found: Sequence[Record], setting: Setting | None) -> list[tuple[str, list[str]]]:
+    """Name and texts of every headline case."""
+    return [(name_of(row), cells(row)) for row in summary.rows(found, setting)]
+
+
+def shape_lines(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """Name and texts of every shape, and under them the geometric means over the shapes measured."""
+    columns = [(name, figure) for name in ("forward", "training") for figure in ("eager", "least", "best")]
+
+    def text(row: Row, name: str, figure: str) -> str:
+        versus = getattr(row, figure).get(name)
+        shown = ratio_text(versus, row.why.get(name, NOT_MEASURED), show_opponent=figure == "best")
+        return shown + (_by_name(row, name) if figure == "eager" else "")
+
+    def mean(name: str, figure: str) -> str:
+        ratios = [getattr(row, figure)[name].ratio for row in rows if name in getattr(row, figure)]
+        return ratio_text(Versus(summary.geometric_mean(ratios), "", "") if ratios else None)
+
+    lines = [(row.case.description, [text(row, *column) for column in columns]) for row in rows]
+    measured = sum(bool(row.eager) for row in rows)
+    return [*lines, (f"geometric mean of {measured} shapes", [mean(*column) for column in columns])]
+
+
 def markdown(found: Sequence[Record]) -> str:
-    """The table of every device and precision with records, and an empty one for the GPU where none has any."""
-    pairs = summary.devices([record for record in found if record["suite"] == "workloads"])
+    """The tables of every setting with records, and an empty one for the GPU where none has any."""
+    settings = summary.settings(found, "workloads")
     parts = []
-    if not any(_type_of(found, device) == "cuda" for device, _ in pairs):
-        parts.append(_table("An NVIDIA GPU, bf16: nobody has measured it yet", summary.rows([], "", "")))
-    for device, precision in pairs:
-        parts.append(_table(title(found, device, precision), summary.rows(found, device, precision)))
+    if not any(setting.device_type == "cuda" for setting in settings):
+        parts.append(_table("An NVIDIA GPU, bf16: nobody has measured it yet", workload_lines([], None)))
+    for setting in settings:
+        parts.append(_table(title(found, setting), workload_lines(found, setting)))
+    for setting in summary.settings(found, "shapes"):
+        name = f"CPU shapes, whole batches, {title(found, setting, 'shapes')}"
+        parts.append(_table(name, shape_lines(summary.shape_rows(found, setting)), SHAPES_HEADER))
     note = (
         "Ratios of medians taken in turns in one process after a check against float64; above 1 rdk is better, in bold by "
         f'more than {TIE:.0%}. Eager is the faster of its two memory layouts. rdk is what `backend="auto"` chose; where only a '
@@ -92,33 +123,24 @@ def markdown(found: Sequence[Record]) -> str:
     return "\n\n".join([*parts, note])
 
 
-def _type_of(found: Sequence[Record], device: str) -> str:
-    return next(str(r["measured_on"]["device_type"]) for r in found if r["measured_on"]["device"] == device)
-
-
-def title(found: Sequence[Record], device: str, precision: str) -> str:
+def title(found: Sequence[Record], setting: Setting, suite: str = "workloads") -> str:
     newest = max(
-        (r for r in found if r["measured_on"]["device"] == device and r.get("precision") == precision),
-        key=lambda r: r["date"],
+        (r for r in found if r["suite"] == suite and records.setting_of(r) == setting), key=lambda r: str(r["date"])
     )
     about = newest["measured_on"]
-    hardware = (
-        about["hardware"]
-        if about["device_type"] == "cuda"
-        else f"{device} ({about['hardware']}, {about['threads']} thread)"
-    )
-    if about["device_type"] == "cpu" and about["threads"] > 1:
-        hardware = f"{device} ({about['hardware']}, {about['threads']} threads)"
+    hardware = about["hardware"]
+    if setting.threads is not None:
+        threads = f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+        hardware = f"{setting.device} ({about['hardware']}, {threads})"
     driver = f", driver {about['driver']}" if about["driver"] else ""
     commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
-    return f"{hardware}, {precision}: torch {about['torch']}{driver}, commit {commit}, {newest['date'][:10]}"
+    return f"{hardware}, {setting.precision}: torch {about['torch']}{driver}, commit {commit}, {newest['date'][:10]}"
 
 
-def _table(title: str, rows: Sequence[Row]) -> str:
-    columns = HEADER.count("|") - 1
-    lines = [f"**{title}**", "", HEADER, "|" + "---|" * columns]
-    lines += [f"| {name_of(row)} | {' | '.join(cells(row))} |" for row in rows]
-    return "\n".join(lines)
+def _table(title: str, lines: Sequence[tuple[str, list[str]]], header: str = HEADER) -> str:
+    columns = header.count("|") - 1
+    shown = [f"**{title}**", "", header, "|" + "---|" * columns]
+    return "\n".join([*shown, *(f"| {name} | {' | '.join(texts)} |" for name, texts in lines)])
 
 
 def rewrite(readme: Path, text: str) -> bool:
@@ -140,8 +162,9 @@ def run(
     say: Callable[[str], None] = print,
 ) -> int:
     """Writes the README's part, pictures/ and report.html beside the records."""
-    found = records.read_all(folder)
-    say(f"{len(found)} records in {folder}")
+    everything = records.read_all(folder)
+    found = standing.standing(everything)
+    say(f"{len(everything)} records in {folder}, {len(everything) - len(found)} of them superseded")
     drawn = _drawn(found, folder, say) if pictures else []
     text = markdown(found)
     shown = [path for path in drawn if path.name.startswith(("speedup", "iterations"))]

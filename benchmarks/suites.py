@@ -16,7 +16,7 @@ from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.records import Record
 from benchmarks.timing import Patience
-from benchmarks.workloads import CPU_SHAPES, MAZE_SHAPES, WORKLOADS, Case, Workload, named
+from benchmarks.workloads import CPU_SHAPES, CURVE_BASE, MAZE_SHAPES, TINY_SHAPES, WORKLOADS, Case, Workload, named
 
 # on a CPU the batch is cut until one eager training step takes at most so long
 STEP_SECONDS, QUICK_STEP_SECONDS = 2.0, 0.6
@@ -108,8 +108,7 @@ def plan_workloads(
 
 def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
     """Training steps over one axis at a time: iterations, batch, channels, map. The axis is what differs from the base case."""
-    on_cpu = device_type == "cpu"
-    base = Case("curve", "conv", 1 if on_cpu else 64, 64, 16 if on_cpu else 28, 16 if on_cpu else 28, 10)
+    on_cpu, base = device_type == "cpu", CURVE_BASE[device_type]
     iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32) if on_cpu else (1, 4, 16, 64, 256)
     channels: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
@@ -130,7 +129,7 @@ def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> lis
     """The shapes of CPU steps, with their whole batches, as inference and as a training step against eager and torch.compile."""
     ours = [f"rdk {name}" for name in peers.ours(device_type)]
     tasks = []
-    for precision, case in itertools.product(precisions, (*CPU_SHAPES, *MAZE_SHAPES)):
+    for precision, case in itertools.product(precisions, (*CPU_SHAPES, *MAZE_SHAPES, *TINY_SHAPES)):
         for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
             names = (*peers.EAGER, compiled, *ours)
             tasks.append(Task("shapes", precision, case, pass_name, names, "quick" if quick else "full"))

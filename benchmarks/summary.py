@@ -1,4 +1,4 @@
-"""From records to what they say: ratios within one comparison, one row per headline case; called by report, plots and page."""
+"""From records to what they say: ratios within one comparison, one row per case of a table; called by report, plots and page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks import records
 from benchmarks.peers import EAGER
-from benchmarks.records import Record
-from benchmarks.workloads import WORKLOADS, Case
+from benchmarks.records import Record, Setting
+from benchmarks.workloads import CPU_SHAPES, CURVE_BASE, MAZE_SHAPES, WORKLOADS, Case
 
 # what a missing figure is called
 NOT_MEASURED = "not measured"
@@ -30,12 +30,13 @@ class Versus:
 
 @dataclass
 class Row:
-    """What is known of one case on one device at one precision. A field that nobody has measured is None."""
+    """What is known of one case in one setting. A field that nobody has measured is None."""
 
     case: Case  # with the batch of the table of workloads
     batches: set[int] = field(default_factory=set)  # the batches measured; smaller where a CPU's step was too long
     eager: dict[str, Versus] = field(default_factory=dict)  # by pass: against the faster layout of eager
     named: dict[str, Versus] = field(default_factory=dict)  # by pass: as eager, of the best backend asked for by name
+    least: dict[str, Versus] = field(default_factory=dict)  # by pass: as eager, least times instead of medians
     best: dict[str, Versus] = field(default_factory=dict)  # by pass: against the best of all others
     memory: Versus | None = None  # peak of a training step: eager's over ours with a schedule
     scheduled: Versus | None = None  # the training step's time then
@@ -56,27 +57,39 @@ def is_graph(record: Record) -> bool:
     return str(record["contender"]).endswith(" graph")
 
 
-def devices(found: Iterable[Record]) -> list[tuple[str, str]]:
-    """The pairs of device and precision that records exist for, GPUs first, in the order of first appearance."""
-    pairs = {
-        (r["measured_on"]["device"], r["precision"]): r["measured_on"]["device_type"] for r in found if "precision" in r
-    }
-    return sorted(pairs, key=lambda pair: pairs[pair] == "cpu")
+def settings(found: Iterable[Record], suite: str | None = None) -> list[Setting]:
+    """What records (of the suite) exist for, GPUs first, then in the order of first appearance."""
+    known = {records.setting_of(r): None for r in found if "precision" in r and suite in (None, r["suite"])}
+    return sorted(known, key=lambda setting: setting.threads is not None)
 
 
-def rows(found: Sequence[Record], device: str, precision: str, headline_only: bool = True) -> list[Row]:
-    """One row per case of the workloads, in their order, from the newest comparisons."""
-    by_case: dict[Case, list[Group]] = {}
-    for group in records.groups(found):
-        first = group[0]
-        if (first["suite"], first["measured_on"]["device"], first["precision"]) == ("workloads", device, precision):
-            case = records.case_of(first).with_batch(first["uncut_batch"])
-            by_case.setdefault(case, []).append(group)
-    return [
-        _row(case, sorted(by_case.get(case, []), key=lambda group: group[0]["date"])[::-1])
-        for workload in WORKLOADS.values()
-        for case in workload.cases(headline_only)
+def rows(found: Sequence[Record], setting: Setting | None) -> list[Row]:
+    """One row per headline case of the workloads, in their order, from the newest comparisons; without a setting empty ones."""
+    cases = [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
+    return _rows(_groups(found, "workloads", setting), cases)
+
+
+def shape_rows(found: Sequence[Record], setting: Setting) -> list[Row]:
+    """One row per shape of a CPU's steps, in their order, from the newest comparisons."""
+    return _rows(_groups(found, "shapes", setting), (*CPU_SHAPES, *MAZE_SHAPES))
+
+
+def _groups(found: Sequence[Record], suite: str, setting: Setting | None) -> list[Group]:
+    """The comparisons of one suite in one setting, oldest first."""
+    chosen = [
+        group
+        for group in records.groups(found)
+        if group[0]["suite"] == suite and records.setting_of(group[0]) == setting
     ]
+    return sorted(chosen, key=lambda group: str(group[0]["date"]))
+
+
+def _rows(groups: Sequence[Group], cases: Sequence[Case]) -> list[Row]:
+    by_case: dict[Case, list[Group]] = {}
+    for group in groups:
+        case = records.case_of(group[0]).with_batch(group[0]["uncut_batch"])
+        by_case.setdefault(case, []).append(group)
+    return [_row(case, by_case.get(case, [])[::-1]) for case in cases]
 
 
 def _row(case: Case, newest_first: list[Group]) -> Row:
@@ -95,9 +108,10 @@ def _row(case: Case, newest_first: list[Group]) -> Row:
         plain = _shown([r for r in good if is_ours(r) and not has_schedule(r)])
         eager = [r for r in good if r["contender"] in EAGER]
         if name not in row.eager:
-            versus = faster([r for r in plain if not is_graph(r)], eager)
-            if versus:
-                row.eager[name] = versus
+            calls = [r for r in plain if not is_graph(r)]
+            versus, least = faster(calls, eager), faster(calls, eager, "least_ms")
+            if versus and least:
+                row.eager[name], row.least[name] = versus, least
                 mine = [r for r in good if is_ours(r) and not has_schedule(r) and not is_graph(r)]
                 by_name = faster([r for r in mine if r["contender"] != "rdk auto"], eager)
                 if by_name:
@@ -132,9 +146,9 @@ def _versus(ours: Sequence[Record], theirs: Sequence[Record], cost: Callable[[Re
     return Versus(cost(other) / cost(mine), mine["contender"], other["contender"])
 
 
-def faster(ours: Sequence[Record], theirs: Sequence[Record]) -> Versus | None:
-    """Their least median time over ours."""
-    return _versus(ours, theirs, lambda record: float(record["median_ms"]))
+def faster(ours: Sequence[Record], theirs: Sequence[Record], figure: str = "median_ms") -> Versus | None:
+    """Their least median time, or another figure, over ours."""
+    return _versus(ours, theirs, lambda record: float(record[figure]))
 
 
 def leaner(ours: Sequence[Record], theirs: Sequence[Record]) -> Versus | None:
@@ -152,38 +166,27 @@ class Point:
     peak_bytes: int | None
 
 
-def _curve_groups(found: Sequence[Record], device: str, precision: str) -> list[Group]:
-    wanted = ("curves", device, precision)
-    groups = records.groups(found)
-    return [g for g in groups if (g[0]["suite"], g[0]["measured_on"]["device"], g[0]["precision"]) == wanted]
-
-
-def base_case(found: Sequence[Record], device: str, precision: str) -> Case | None:
-    """The case that the most others of the growth curves differ from along one axis only."""
-    cases = [records.case_of(group[0]) for group in _curve_groups(found, device, precision)]
-
-    def neighbours(case: Case) -> int:
-        return sum(any(_moved(other, case, axis) == case for axis in AXES) for other in cases)
-
-    return max(cases, key=neighbours, default=None)
-
-
-def curves(found: Sequence[Record], device: str, precision: str, axis: str) -> dict[str, list[Point]]:
+def curves(found: Sequence[Record], setting: Setting, axis: str) -> dict[str, list[Point]]:
     """By contender, its points along "iterations", "batch", "channels" or "height", from the newest comparison at each place.
 
-    The cases of a curve are those that differ from the base case along that axis alone.
+    The cases of a curve are those that differ from CURVE_BASE along that axis alone.
     """
-    base = base_case(found, device, precision)
     lines: dict[str, dict[int, Point]] = {}
-    for group in sorted(_curve_groups(found, device, precision), key=lambda group: group[0]["date"]):
+    for group in _groups(found, "curves", setting):
         case = records.case_of(group[0])
-        if base is None or _moved(case, base, axis) != base:
+        if not is_on_curve(group[0], axis):
             continue
         for record in group:
             if record["status"] == "ok":
                 point = Point(getattr(case, axis), record["median_ms"], record["peak_bytes"])
                 lines.setdefault(record["contender"], {})[point.x] = point
     return {name: [points[x] for x in sorted(points)] for name, points in lines.items()}
+
+
+def is_on_curve(record: Record, axis: str) -> bool:
+    """Whether the growth curves of today go through the record's case; a batch that was cut lies on none."""
+    case, base = records.case_of(record), CURVE_BASE[records.setting_of(record).device_type]
+    return _moved(case, base, axis) == base and record["uncut_batch"] == case.batch
 
 
 def _moved(case: Case, base: Case, axis: str) -> Case:
@@ -193,14 +196,9 @@ def _moved(case: Case, base: Case, axis: str) -> Case:
     return replace(case, **{axis: getattr(base, axis)})
 
 
-def ceilings(found: Sequence[Record], device: str, precision: str) -> tuple[float, float] | None:
+def ceilings(found: Sequence[Record], setting: Setting) -> tuple[float, float] | None:
     """The newest FLOP/s and bytes/s measured on the device."""
-    known = [
-        record
-        for record in found
-        if (record["suite"], record["measured_on"]["device"], record.get("precision"))
-        == ("ceilings", device, precision)
-    ]
+    known = [record for record in found if record["suite"] == "ceilings" and records.setting_of(record) == setting]
     newest = max(known, key=lambda record: record["date"], default=None)
     return (newest["flop_per_second"], newest["bytes_per_second"]) if newest else None
 

@@ -166,6 +166,12 @@ MAZE_SHAPES: tuple[Case, ...] = tuple(
     )
 )
 
+# calls whose arithmetic is nothing: what is measured is the fixed cost of a call
+TINY_SHAPES: tuple[Case, ...] = tuple(Case("tiny", kind, 1, 8, 4, 4, 1) for kind in ("conv", "residual"))
+
+# the growth curves vary one of iterations, batch, channels and map of this case, by type of device
+CURVE_BASE = {"cpu": Case("curve", "conv", 1, 64, 16, 16, 10), "cuda": Case("curve", "conv", 64, 64, 28, 28, 10)}
+
 
 class UnknownWorkloadError(ValueError):
     """No workload has the name asked for; the message lists the nearest names."""

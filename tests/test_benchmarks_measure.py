@@ -54,10 +54,25 @@ def test_every_contender_of_the_cpu_gives_the_float64_answers(case: Case, traini
 @pytest.mark.parametrize("training", [False, True])
 def test_compiled_contenders_of_the_cpu(training: bool) -> None:
     torch.use_deterministic_algorithms(False)
-    names = ["eager", "compile", "max-autotune", "compile budget"]
+    names = ["eager", "compile", "max-autotune", "compile frozen", "compile budget"]
     for outcome in measure.compare(Problem(RECALL, FP32, CPU), training, peers.named(names), ONCE):
-        expected = "left out" if outcome.contender == "compile budget" and not training else "ok"
+        expected = "left out" if outcome.contender == ("compile frozen" if training else "compile budget") else "ok"
         assert outcome.status == expected, outcome
+
+
+@pytest.mark.slow
+def test_frozen_weights_are_constants_and_no_contender_runs_another_ones_graph() -> None:
+    torch.use_deterministic_algorithms(False)
+    problem = Problem(CONV, FP32, CPU)
+    plain, frozen = (peers.PEERS[name].make(problem, False) for name in ("compile", "compile frozen"))
+    for contestant, changes in ((plain, True), (frozen, False)):
+        before = contestant.run().clone()
+        with torch.no_grad():
+            contestant.parameters[0].zero_()
+        assert contestant.run().equal(before) != changes
+    left_out = measure.compare(problem, True, peers.named(["eager", "compile frozen"]), ONCE)[1]
+    assert left_out.status == "left out" and "frozen weights cannot be trained" in left_out.note
+    peers.forget_compiled()
 
 
 @pytest.mark.slow

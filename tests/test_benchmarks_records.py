@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import environment, records, report, summary, workloads
+from benchmarks import environment, records, report, standing, summary, workloads
 from benchmarks.check import Errors
 from benchmarks.measure import Outcome
-from benchmarks.records import Record, RecordError
+from benchmarks.records import Record, RecordError, Setting
+from benchmarks.suites import Task
 from benchmarks.timing import Timing
 from benchmarks.workloads import Case
 
@@ -25,6 +26,7 @@ ABOUT = {
     "python": "3.12.3", "rdk": "0.1.0", "commit": "abc123", "dirty": False, "tree": "t1",
 }  # fmt: skip
 ON_CPU = ABOUT | {"device": "cpu avx512", "device_type": "cpu", "hardware": "A Xeon", "driver": None}
+GPU, ONE_THREAD = Setting("NVIDIA H200", "bf16", None), Setting("cpu avx512", "fp32", 1)
 W1 = workloads.WORKLOADS["W1"].case(5)
 W4R = workloads.WORKLOADS["W4r"].case(100)
 
@@ -45,10 +47,11 @@ def group(
     uncut: int | None = None,
     stage: str = "core",
 ) -> list[Record]:
+    name = Task(suite, precision, case, pass_name, stage=stage).name
     return [
         records.of_outcome(
             outcome, case, pass_name, precision, suite=suite, group=f"{date} {case} {pass_name} {stage}",
-            task=f"{case.label} {pass_name} {precision} {stage}", uncut_batch=uncut or case.batch, date=date, measured_on=about,
+            task=name, uncut_batch=uncut or case.batch, date=date, measured_on=about,
         )
         for outcome in outcomes
     ]  # fmt: skip
@@ -154,7 +157,7 @@ def test_a_line_cut_short_is_skipped_and_the_next_group_is_whole(tmp_path: Path)
 
 
 def test_ratios_are_those_of_one_comparison() -> None:
-    row = summary.rows(FIXED, "NVIDIA H200", "bf16")[0]
+    row = summary.rows(FIXED, GPU)[0]
     assert row.case == W1
     assert row.eager["training"] == summary.Versus(2.0, "rdk triton", "eager channels_last")
     assert row.best["training"].theirs == "compile graph"
@@ -167,7 +170,7 @@ def test_ratios_are_those_of_one_comparison() -> None:
 def test_the_newest_comparison_counts_and_a_stronger_other_elsewhere_too() -> None:
     newer = group([ok("eager", 3.0), ok("rdk triton", 1.0)], date="2026-11-25T00:00:00Z")
     elsewhere = group([ok("eager", 3.0), ok("max-autotune", 0.5), ok("rdk triton", 1.0)], stage="autotune")
-    row = summary.rows([*FIXED, *elsewhere, *newer], "NVIDIA H200", "bf16")[0]
+    row = summary.rows([*FIXED, *elsewhere, *newer], GPU)[0]
     assert row.eager["training"].ratio == 3.0
     assert row.best["training"] == summary.Versus(0.5, "rdk triton", "max-autotune")
     assert row.memory and row.memory.ratio == 4.0  # the newer one did not measure a schedule
@@ -175,20 +178,20 @@ def test_the_newest_comparison_counts_and_a_stronger_other_elsewhere_too() -> No
 
 def test_auto_stands_for_rdk_where_it_took_part() -> None:
     found = group([ok("eager", 1.0), ok("rdk cpu", 4.0), ok("rdk auto", 1.02)])
-    assert summary.rows(found, "NVIDIA H200", "bf16")[0].eager["training"].ours == "rdk auto"
+    assert summary.rows(found, GPU)[0].eager["training"].ours == "rdk auto"
 
 
 def test_a_cut_batch_belongs_to_the_row_of_the_whole_one() -> None:
     found = group(
         [ok("eager", 1.0), ok("rdk cpu", 0.5)], replace(W1, batch=8), about=ON_CPU, precision="fp32", uncut=128
     )
-    row = summary.rows(found, "cpu avx512", "fp32")[0]
+    row = summary.rows(found, ONE_THREAD)[0]
     assert row.case.batch == 128 and row.batches == {8}
     assert report.name_of(row) == "W1 n=5, C64 28x28, batch 8 of 128"
 
 
 def curve(axis: str, values: tuple[int, ...]) -> list[Record]:
-    base = Case("curve", "conv", 4, 64, 16, 16, 10)
+    base = workloads.CURVE_BASE["cpu"]
     found = []
     for value in values:
         moved = {"height": value, "width": value} if axis == "height" else {axis: value}
@@ -203,14 +206,14 @@ def curve(axis: str, values: tuple[int, ...]) -> list[Record]:
 
 
 def test_curves_follow_one_axis() -> None:
-    found = curve("iterations", (1, 10, 100)) + curve("batch", (4, 8)) + curve("height", (8, 16, 32))
-    base = summary.base_case(found, "cpu avx512", "fp32")
-    assert base == Case("curve", "conv", 4, 64, 16, 16, 10)
-    lines = summary.curves(found, "cpu avx512", "fp32", "iterations")
+    found = curve("iterations", (1, 10, 100)) + curve("batch", (1, 8)) + curve("height", (8, 16, 32))
+    cut = replace(workloads.CURVE_BASE["cpu"], iterations=30)
+    found += group([ok("eager", 9.0)], cut, about=ON_CPU, precision="fp32", suite="curves", uncut=4)
+    lines = summary.curves(found, ONE_THREAD, "iterations")
     assert [(p.x, p.milliseconds) for p in lines["eager"]][0::2] == [(1, 2.0), (100, 200.0)]
     assert [p.x for p in lines["rdk cpu"]] == [1, 10, 100]
-    assert [p.x for p in summary.curves(found, "cpu avx512", "fp32", "height")["eager"]] == [8, 16, 32]
-    assert [p.x for p in summary.curves(found, "cpu avx512", "fp32", "batch")["eager"]] == [4, 8]
+    assert [p.x for p in summary.curves(found, ONE_THREAD, "height")["eager"]] == [8, 16, 32]
+    assert [p.x for p in summary.curves(found, ONE_THREAD, "batch")["eager"]] == [1, 8]
 
 
 # --- the report
@@ -233,6 +236,91 @@ def test_without_any_record_the_table_is_there_and_empty() -> None:
         report.markdown(group([ok("eager", 1.0)], about=ON_CPU, precision="fp32")).count("nobody has measured it yet")
         == 1
     )
+
+
+def shape(
+    number: int, pass_name: str, milliseconds: dict[str, float], threads: int = 1, date: str = "2026-11-24T00:00:00Z"
+) -> list[Record]:
+    case = (*workloads.CPU_SHAPES, *workloads.MAZE_SHAPES)[number]
+    outcomes = [ok(name, value) for name, value in milliseconds.items()]
+    about = ON_CPU | {"threads": threads}
+    return group(outcomes, case, pass_name, date, about, "fp32", "shapes", stage=f"{threads}")
+
+
+def test_the_shapes_table_shows_medians_least_times_and_geometric_means() -> None:
+    found = shape(0, "forward", {"eager": 4.0, "eager channels_last": 6.0, "compile frozen": 3.0, "rdk auto": 1.0})
+    found += shape(7, "forward", {"eager": 1.0, "rdk cpu": 0.5, "rdk auto": 1.0})
+    found += shape(0, "training", {"eager": 1.0, "compile": 2.0, "rdk auto": 2.0})
+    for record in found:
+        if record["contender"] == "rdk auto" and record["pass"] == "forward":
+            record["least_ms"] /= 2
+    one = report.markdown(found)
+    lines = {line.split(" | ")[0]: line for line in one.splitlines() if line.startswith(("| C", "| geometric"))}
+    assert len(lines) == len(workloads.CPU_SHAPES) + len(workloads.MAZE_SHAPES) + 1
+    name = "| C64 28x28, batch 128, 1 conv, n = 5"
+    assert lines[name] == (
+        f"{name} | **4.00×** | **8.00×** | **3.00×** compile frozen | 0.50× (slower) | 0.50× (slower) | 0.50× (slower) eager |"
+    )
+    name = "| C128 9x9, batch 10, 4 convs, n = 5"
+    assert lines[name] == f"{name} | 1.00×; `cpu` 2.00× | **2.00×** | 1.00× eager{' | not measured' * 3} |"
+    name = "| geometric mean of 2 shapes"
+    assert (
+        lines[name]
+        == f"{name} | **2.00×** | **4.00×** | **1.73×** | 0.50× (slower) | 0.50× (slower) | 0.50× (slower) |"
+    )
+
+
+def test_another_number_of_threads_is_another_table() -> None:
+    found = shape(0, "forward", {"eager": 4.0, "rdk auto": 1.0})
+    found += shape(0, "forward", {"eager": 3.0, "rdk auto": 1.0}, threads=2, date="2026-11-25T00:00:00Z")
+    text = report.markdown(found)
+    assert text.count("CPU shapes") == 2 and "A Xeon, 1 thread)" in text and "A Xeon, 2 threads)" in text
+    assert "n = 5 | **4.00×** |" in text.split("CPU shapes")[1] and "n = 5 | **3.00×** |" in text.split("CPU shapes")[2]
+    assert standing.standing(found) == found
+
+
+# --- what stands
+
+
+def test_a_newer_comparison_of_a_task_supersedes_the_older() -> None:
+    old = group([ok("eager", 4.0), ok("compile", 2.0), ok("rdk cpu", 1.0)])
+    new = group([ok("eager", 8.0), ok("rdk cpu", 1.0)], date="2026-11-25T00:00:00Z")
+    again = group([ok("eager", 9.0), ok("rdk cpu", 1.0)], W1.with_batch(7), date="2026-11-26T00:00:00Z", uncut=W1.batch)
+    other_pass = group([ok("eager", 1.0)], pass_name="forward")
+    # the first stands for compile, which no newer one holds; the last counts although its batch was cut elsewhere
+    assert standing.standing([*old, *new, *again, *other_pass]) == [*old, *again, *other_pass]
+    assert standing.standing([*again, *new, *old, *other_pass]) == [*again, *old, *other_pass]
+    assert standing.standing([*old, *new]) == [*old, *new]
+    elsewhere = group([ok("eager", 1.0), ok("rdk cpu", 1.0)], about=ON_CPU, precision="fp32")
+    assert standing.standing([*elsewhere, *new]) == [*elsewhere, *new]
+
+
+def test_points_of_other_growth_curves_are_superseded() -> None:
+    base = replace(workloads.CURVE_BASE["cpu"], batch=4)
+    old = group([ok("eager", 1.0)], replace(base, iterations=1), about=ON_CPU, precision="fp32", suite="curves")
+    cut = group(
+        [ok("eager", 1.0)], replace(base, batch=1), about=ON_CPU, precision="fp32", suite="curves", uncut=4, stage="cut"
+    )
+    today = curve("batch", (1, 4))
+    assert standing.standing([*old, *cut, *today]) == today
+
+
+def test_superseded_records_are_on_no_page_and_tidy_drops_them(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    new = group([ok("eager", 77.125), ok("rdk cpu", 1.0)], date="2026-11-25T00:00:00Z")
+    path = tmp_path / "gpu.jsonl"
+    records.append(path, [*group([ok("eager", 33.125), ok("rdk cpu", 1.0)]), *new])
+    assert report.run(tmp_path, None, True, lambda text: None) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "77.125 ms" in page and "33.125 ms" not in page and "<p>2 records." in page
+    said: list[str] = []
+    assert standing.tidy(tmp_path, said.append) == 0
+    assert records.read(path) == new and "2 records stand, 2 superseded" in said[0]
+    assert sorted(entry.name for entry in tmp_path.glob("*.jsonl*")) == ["gpu.jsonl"]
+    before = path.stat().st_mtime_ns
+    standing.tidy(tmp_path, said.append)
+    assert path.stat().st_mtime_ns == before and "2 records stand, 0 superseded" in said[1]
 
 
 def test_losses_are_shown_as_such() -> None:
@@ -270,7 +358,7 @@ def test_the_readme_is_rewritten_between_its_markers(tmp_path: Path) -> None:
 def test_a_report_draws_pictures_and_a_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
-    found = curve("iterations", (1, 10, 100)) + curve("batch", (4, 8)) + curve("height", (8, 16, 32))
+    found = curve("iterations", (1, 10, 100)) + curve("batch", (1, 8)) + curve("height", (8, 16, 32))
     found += group([ok("eager", 1.0, 10), ok("rdk cpu", 0.5, 9)], about=ON_CPU, precision="fp32")
     found += group([ok("eager", 1.0), ok("rdk cpu", 0.4)], pass_name="forward", about=ON_CPU, precision="fp32")
     ceilings = {key: found[0][key] for key in ("format", "group", "task", "date", "measured_on")}
