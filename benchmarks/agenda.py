@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks import peers
-from benchmarks.suites import Task, plan_curves
+from benchmarks.suites import Task, plan_curves, plan_linear
 from benchmarks.workloads import WORKLOADS, Case
 
 # estimates in seconds, for a first run; Agenda learns from what tasks took
@@ -76,6 +76,10 @@ def plan(device_type: str) -> list[Task]:
     tasks += stage("core", first[:2], "fp16", (), CORE)
     tasks += stage("autotune", first[:3], "bf16", AUTOTUNED, AUTOTUNE)
     tasks += [replace(task, seconds=CORE, stage="curves") for task in plan_curves(device_type, "bf16", quick=True)]
+    tasks += [
+        replace(task, patience="gpu", seconds=COMPILE, stage="linear")
+        for task in plan_linear(device_type, ["bf16"], False)
+    ]
     tasks += stage("compile", [case for case in headline if case not in first], "bf16", COMPILED, COMPILE)
     tasks += stage("budget", first, "bf16", ("compile budget", "checkpoint sqrt"), COMPILE)
     others = [case for workload in HEADLINE for case in WORKLOADS[workload].cases() if case not in headline]

@@ -15,7 +15,6 @@ from benchmarks import (
     dispatch,
     environment,
     gpu,
-    libraries,
     peers,
     profile,
     records,
@@ -61,8 +60,6 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         raise UsageError(f"unknown backend {arguments.backend!r}; expected cpu, triton or cuda.")
     device = device_named("cpu" if arguments.backend == "cpu" else "cuda")
     _pinned(device, arguments.threads)
-    if arguments.libraries is not None:
-        libraries.use(arguments.libraries)
     default = ("fp32",) if device.type == "cpu" else ("bf16", "fp16", "fp32", "tf32")
     return dispatch.run(
         arguments.backend,
@@ -82,13 +79,17 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--workload chooses among the workloads, and the suite {arguments.suite!r} has none of them.")
     chosen = suites.all_workloads(arguments.workload)
     precisions = arguments.dtype or (["fp32"] if device.type == "cpu" else ["bf16", "fp32", "tf32"])
-    plan = [suites.Task("ceilings", precision) for precision in precisions if arguments.suite != "shapes"]
+    plan = [
+        suites.Task("ceilings", precision) for precision in precisions if arguments.suite not in ("shapes", "linear")
+    ]
     if arguments.suite in ("workloads", "all"):
         plan += suites.plan_workloads(chosen, device.type, precisions, arguments.quick)
     if arguments.suite in ("curves", "all") and not arguments.workload:
         plan += suites.plan_curves(device.type, precisions[0], arguments.quick)
     if arguments.suite == "shapes" or (arguments.suite == "all" and device.type == "cpu" and not arguments.workload):
         plan += suites.plan_shapes(device.type, precisions, arguments.quick)
+    if arguments.suite == "linear" or (arguments.suite == "all" and not arguments.workload):
+        plan += suites.plan_linear(device.type, precisions, arguments.quick)
     if arguments.contender:
         names = tuple(peer.name for peer in peers.named(arguments.contender))
         names = (*peers.EAGER, *(name for name in names if name not in peers.EAGER))
@@ -128,8 +129,6 @@ def _gpu(arguments: argparse.Namespace) -> int:
 def _worker(arguments: argparse.Namespace) -> int:
     device = device_named(arguments.device)
     _pinned(device, 1)
-    if arguments.libraries is not None:
-        libraries.use(arguments.libraries)
     # what compilers and libraries print must not be taken for an answer: fd 1 belongs to the answers' own copy of it
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -176,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--workload", action="append", metavar="NAME", help="W1 … W7; may be given several times (default all)"
     )
-    sub.add_argument("--suite", choices=("workloads", "curves", "shapes", "all"), default="all")
+    sub.add_argument("--suite", choices=(*records.COMPARISONS, "all"), default="all")
     sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     sub.add_argument("--contender", action="append", metavar="NAME", help="only these beside eager; see list")
     sub.add_argument("--out", type=Path, metavar="FILE", help="append the records to FILE")
@@ -190,7 +189,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--backend", required=True, help="cpu, triton or cuda")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead")
     sub.add_argument("--seconds", type=float, help="stop after so long, with a sample of the grid")
-    sub.add_argument("--libraries", type=Path, metavar="DIR", help="compiled libraries outside the tree")
     measuring(sub)
 
     sub = command("profile", "where the time of one workload goes, per kernel, against the floors", _profile)
@@ -214,7 +212,6 @@ def parser() -> argparse.ArgumentParser:
     sub = command("worker", "used by gpu: carries out the tasks that come on standard input", _worker)
     sub.add_argument("--device", default="cuda")
     sub.add_argument("--records", type=Path, required=True)
-    sub.add_argument("--libraries", type=Path)
 
     sub = command("report", "records to the README's table, pictures and report.html beside the records", _report)
     sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")

@@ -24,7 +24,7 @@ def peak_flops() -> float:
     best = 0.0
     for _ in range(3):
         start = time.perf_counter()
-        flops = torch.ops.rdk.cpu_fma_flops(PEAK_STEPS)
+        flops = float(torch.ops.rdk.cpu_fma_flops(PEAK_STEPS))
         best = max(best, flops / (time.perf_counter() - start))
     return best
 
@@ -33,7 +33,8 @@ def product_flops(module: rdk.RecurrentConv, shape: torch.Size) -> float:
     """Floating-point operations of the products at the Winograd points in one forward: two per multiply-add."""
     n, c, _, _ = shape
     precision = dispatch.precision_of(torch.device("cpu"), torch.float32)
-    return 2.0 * n * c * c * torch.ops.rdk.cpu_tile_points(shape, [1, 1, -1], precision) * module.iterations
+    points = int(torch.ops.rdk.cpu_tile_points(shape, [1, 1, -1], precision))
+    return 2.0 * n * c * c * points * module.iterations
 
 
 def measure(module: rdk.RecurrentConv, x: torch.Tensor, training: bool, repeats: int) -> tuple[float, list[int]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from benchmarks.problem import Contestant, Problem
+from benchmarks.problem import Contestant, PlainNetwork, Problem
 from benchmarks.workloads import Case
 
 
@@ -21,6 +21,8 @@ def why_not(problem: Problem, training: bool) -> str | None:
         return "nvidia-cudnn-frontend is not installed"
     if training:
         return "its fused graphs are measured in inference only"
+    if problem.case.kind == "linear":
+        return "its fused graphs are convolutions"
     if problem.case.norm:
         return "a norm between convolution and ReLU is not in these graphs"
     return None
@@ -82,16 +84,16 @@ def _planned(cudnn: Any, problem: Problem, bias: bool, add: bool, relu: bool, ha
 
 
 def make(problem: Problem, training: bool) -> Contestant:
-    import cudnn
+    import cudnn  # type: ignore[import-not-found]
 
     case = problem.case
-    network = copy.deepcopy(problem.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights = [conv.weight.detach() for conv in network.convs]
+    network: PlainNetwork = copy.deepcopy(problem.network).to(memory_format=torch.channels_last)
+    weights = [layer.weight.detach() for layer in network.layers]
     handle = cudnn.create_handle()
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
     if case.kind == "conv":
         stage = _planned(cudnn, problem, True, False, True, handle)
-        bias = network.convs[0].bias.detach().view(1, -1, 1, 1)
+        bias = cast(Tensor, network.layers[0].bias).detach().view(1, -1, 1, 1)
 
         def iteration(x: Tensor, inject: Tensor | None) -> Tensor:
             return stage(x, weights[0], bias)

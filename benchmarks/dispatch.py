@@ -33,7 +33,8 @@ def grid(device_type: str, quick: bool) -> list[Case]:
     """Networks over channels, maps, batches and iterations, without those that take long; the benchmark's own shapes among them."""
     if device_type == "cpu":
         sizes = [(32, 32), (64, 28), (128, 9), (128, 32), (256, 16), (512, 16)] if quick else None
-        batches, iterations = ((1, 16), (1, 10)) if quick else ((1, 32), (1, 5, 20))
+        batches: tuple[int, ...] = (1, 16) if quick else (1, 32)
+        iterations: tuple[int, ...] = (1, 10) if quick else (1, 5, 20)
         own = [*CPU_SHAPES, *MAZE_SHAPES]
     else:
         sizes = [(64, 28), (128, 9), (128, 32), (256, 16), (512, 16)] if quick else None

@@ -35,7 +35,7 @@ def floor(case: Case, training: bool, itemsize: int) -> Floor:
     written; states that a schedule could recompute are not counted. Products are those of a direct convolution: a Winograd
     transform does fewer.
     """
-    weights = case.stages * 9 * case.channels**2
+    weights = case.stages * case.taps * case.channels**2
     maps = 2 + case.recall
     if not training:
         return Floor(case.convolutions * case.conv_flop, itemsize * (maps * case.map_elements + weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -97,12 +98,14 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     folder = libraries.folder_for_these_sources()
     reason = libraries.build(folder, out / "build.log", BUILD * 60 * minutes)
     say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
-    libraries.use(folder)
+    os.environ["RDK_LIBRARY_FOLDER"] = str(
+        folder / "rdk"
+    )  # for this process, which has loaded none yet, and its children
     if not any(record["suite"] == "tests" for record in earlier):
-        found = test(out / "tests.log", folder, TESTS * 60 * minutes, about)
+        found = test(out / "tests.log", TESTS * 60 * minutes, about)
         records.append(path, [found])
         say(f"tests: {found['result']}")
-    worker = Worker(_worker_arguments(path, folder, given_commit), out / "worker.log")
+    worker = Worker(_worker_arguments(path, given_commit), out / "worker.log")
     plan = Agenda(agenda.plan("cuda"), {r["task"] for r in earlier}, deadline - TABLES * 60 * minutes, time.monotonic)
     if plan.skipped:
         say(f"{plan.skipped} tasks were done by an earlier run")
@@ -112,12 +115,12 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
         say("stopped; the records so far are kept.")
     finally:
         worker.stop()
-    _tables(out, folder, deadline, given_commit, say)
+    _tables(out, deadline, given_commit, say)
     return close(out, path, plan, reason, say)
 
 
-def _worker_arguments(path: Path, folder: Path, given_commit: str | None) -> list[str]:
-    found = ["--device", "cuda", "--records", str(path.resolve()), "--libraries", str(folder)]
+def _worker_arguments(path: Path, given_commit: str | None) -> list[str]:
+    found = ["--device", "cuda", "--records", str(path.resolve())]
     return [*found, "--commit", given_commit] if given_commit else found
 
 
@@ -150,7 +153,7 @@ def _failed(task: Task, why: str, about: dict[str, object]) -> list[Record]:
     ]
 
 
-def test(log: Path, folder: Path, seconds: float, about: dict[str, object]) -> Record:
+def test(log: Path, seconds: float, about: dict[str, object]) -> Record:
     """Runs the tests marked gpu and returns what came of them; their words go to log."""
     command = [
         sys.executable,
@@ -160,10 +163,6 @@ def test(log: Path, folder: Path, seconds: float, about: dict[str, object]) -> R
         "-m",
         "gpu",
         "-q",
-        "-p",
-        "benchmarks.libraries",
-        "--libraries",
-        str(folder),
     ]
     began = time.monotonic()
     log.unlink(missing_ok=True)
@@ -192,7 +191,7 @@ def result_of(text: str, status: int | None, seconds: float) -> str:
     return counts[-1].strip("= ") if counts else f"pytest ended with status {status}"
 
 
-def _tables(out: Path, folder: Path, deadline: float, given_commit: str | None, say: Callable[[str], None]) -> None:
+def _tables(out: Path, deadline: float, given_commit: str | None, say: Callable[[str], None]) -> None:
     """Writes what dispatch reads (rdk/measured) for each of our backends, as far as time allows."""
     backends = [name for name in peers.ours("cuda") if name != "auto"]
     for number, backend in enumerate(backends):
@@ -200,7 +199,7 @@ def _tables(out: Path, folder: Path, deadline: float, given_commit: str | None, 
         if seconds < 20:
             continue
         command = [sys.executable, "-m", "benchmarks", "dispatch", "--backend", backend, "--quick", "--dtype", "bf16"]
-        command += ["--out", str(out.resolve() / f"{backend}.json"), "--libraries", str(folder)]
+        command += ["--out", str(out.resolve() / f"{backend}.json")]
         command += ["--seconds", f"{seconds - 10:.0f}", *(["--commit", given_commit] if given_commit else [])]
         say(f"{seconds:4.0f} s for the dispatch table of {backend}")
         if libraries.logged(command, out / "worker.log", seconds) is None:

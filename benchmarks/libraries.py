@@ -1,4 +1,4 @@
-"""Lets rdk load compiled libraries from outside the tree; called by gpu and worker, and a pytest plugin for the GPU tests."""
+"""Builds the compiled libraries outside the tree and runs commands beside a log; called by gpu and worker."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
-from rdk import dispatch, extension
-
-
-def use(folder: Path) -> None:
-    """Makes rdk look for its libraries in folder/rdk. To be called before any of them was loaded."""
-    extension.FOLDER = folder / "rdk"
-    for cached in (extension.build_info, extension.load, dispatch.choose):
-        cached.cache_clear()
 
 
 def folder_for_these_sources() -> Path:
@@ -79,13 +71,3 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def pytest_addoption(parser: Any) -> None:
-    parser.addoption("--libraries", type=Path, help="folder of compiled libraries outside the tree")
-
-
-def pytest_configure(config: Any) -> None:
-    folder = config.getoption("--libraries")
-    if folder is not None:
-        use(folder)

@@ -24,14 +24,7 @@ def write(found: Sequence[Record], pictures: Sequence[Path], target: Path) -> Pa
         _table(report.title(found, setting), report.HEADER, report.workload_lines(found, setting))
         for setting in summary.settings(found, "workloads")
     ]
-    tables += [
-        _table(
-            f"CPU shapes, whole batches, {report.title(found, setting, 'shapes')}",
-            report.SHAPES_HEADER,
-            report.shape_lines(summary.shape_rows(found, setting)),
-        )
-        for setting in summary.settings(found, "shapes")
-    ]
+    tables += [_table(name, report.SHAPES_HEADER, lines) for name, lines in report.shape_tables(found)]
     comparisons: dict[str, list[object]] = {}
     for group in records.groups(found):
         comparisons.setdefault(records.setting_of(group[0]).name, []).append(_comparison(group))

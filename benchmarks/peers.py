@@ -46,7 +46,7 @@ def native_layout(problem: Problem) -> torch.memory_format:
 
 
 def _plain(problem: Problem, memory_format: torch.memory_format) -> PlainNetwork:
-    return copy.deepcopy(problem.network).to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
+    return copy.deepcopy(problem.network).to(memory_format=memory_format)
 
 
 def _eager(memory_format: torch.memory_format) -> Make:
@@ -159,6 +159,10 @@ def _only_gpu(what: str) -> Reason:
     return lambda problem, training: None if problem.device.type == "cuda" else f"{what} needs an NVIDIA GPU"
 
 
+def _only_maps(problem: Problem, training: bool) -> str | None:
+    return "only maps have another memory layout" if problem.x.dim() != 4 else None
+
+
 def _only_training(problem: Problem, training: bool) -> str | None:
     return None if training else "it differs from eager in a training step only"
 
@@ -185,7 +189,7 @@ def _rdk(backend: str, kept: str | int = "auto") -> Make:
         module = problem.case.module(backend=backend, checkpoint=kept, **settings)
         module.load_state_dict(_named_for_rdk(problem))
         layout = native_layout(problem)
-        module.to(memory_format=layout)  # type: ignore[call-overload]
+        module.to(memory_format=layout)
         return Contestant(problem, module, module, training, layout)
 
     return make
@@ -196,7 +200,7 @@ def _named_for_rdk(problem: Problem) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key, value in problem.network.state_dict().items():
         part, number, entry = key.split(".")
-        if part == "convs":
+        if part == "products":
             found[f"stages.{number}.{entry}"] = value
         else:
             iteration, stage = divmod(int(number), problem.case.stages)
@@ -224,7 +228,7 @@ def _all() -> dict[str, Peer]:
     max_autotune = _compiled("max-autotune-no-cudagraphs")
     found = [
         Peer("eager", _eager(torch.contiguous_format)),
-        Peer("eager channels_last", _eager(torch.channels_last)),
+        Peer("eager channels_last", _eager(torch.channels_last), _only_maps),
         Peer("eager graph", _captured(_eager(torch.channels_last)), gpu_graph),
         Peer("compile", _compiled(None), _compilable),
         Peer(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from rdk.testing import UNIT
 
 CHECKED_IMAGES = 4
 PASSES = ("forward", "training", "rollout")
+
+Product = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,25 @@ PRECISIONS = {
 
 
 class PlainNetwork(nn.Module):
-    """The loop that a user would write with nn.Conv2d and nn.BatchNorm2d; the peers run it, and float64 answers come from it."""
+    """The loop that a user would write with nn.Conv2d (or nn.Linear) and nn.BatchNorm2d; the peers run it, and float64 answers
+    come from it."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        dilation = case.dilation
-        self.convs = nn.ModuleList(
-            nn.Conv2d(case.channels, case.channels, 3, padding=dilation, dilation=dilation, bias=case.kind == "conv")
-            for _ in range(case.stages)
-        )
+        self.products = nn.ModuleList(_product_of(case) for _ in range(case.stages))
         count = case.convolutions if case.norm else 0
-        self.norms = nn.ModuleList(nn.BatchNorm2d(case.channels) for _ in range(count))
+        norm = nn.BatchNorm1d if case.kind == "linear" else nn.BatchNorm2d
+        self.norms = nn.ModuleList(norm(case.channels) for _ in range(count))
+
+    @property
+    def layers(self) -> list[Product]:
+        """The convolutions, or the linear layer."""
+        return cast(list[Product], list(self.products))
 
     def iteration(self, x: Tensor, t: int, inject: Tensor | None = None) -> Tensor:
-        """One pass through the stages: (N, C, H, W) to the same."""
-        if self.case.kind == "conv":
+        """One pass through the stages: (N, C, H, W), or (N, C), to the same."""
+        if self.case.kind != "residual":
             return torch.relu(self.product(x, 0, t))
         first = 0
         if self.case.recall:
@@ -81,7 +87,7 @@ class PlainNetwork(nn.Module):
         return x
 
     def product(self, x: Tensor, stage: int, t: int) -> Tensor:
-        z = self.convs[stage](x)
+        z: Tensor = self.products[stage](x)
         return self.norms[t * self.case.stages + stage](z) if self.case.norm else z
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
@@ -90,13 +96,22 @@ class PlainNetwork(nn.Module):
         return x
 
 
-def gradient_names(network: nn.Module, case: Case) -> dict[str, nn.Parameter]:
+def _product_of(case: Case) -> Product:
+    if case.kind == "linear":
+        return nn.Linear(case.channels, case.channels)
+    return nn.Conv2d(
+        case.channels, case.channels, 3, padding=case.dilation, dilation=case.dilation, bias=case.kind == "conv"
+    )
+
+
+def gradient_names(network: nn.Module, case: Case) -> dict[str, Tensor]:
     """The parameters of a PlainNetwork or of an rdk module under one set of names."""
     if isinstance(network, PlainNetwork):
-        found = {f"weight {s}": conv.weight for s, conv in enumerate(network.convs)}
-        found |= {f"bias {s}": conv.bias for s, conv in enumerate(network.convs) if conv.bias is not None}
+        layers = network.layers
+        found = {f"weight {s}": layer.weight for s, layer in enumerate(layers)}
+        found |= {f"bias {s}": layer.bias for s, layer in enumerate(layers) if layer.bias is not None}
         for number, norm in enumerate(network.norms):
-            found |= {f"norm weight {number}": norm.weight, f"norm bias {number}": norm.bias}
+            found |= {f"norm {name} {number}": parameter for name, parameter in norm.named_parameters()}
         return found
     stages: Any = network.stages
     found = {f"weight {s}": stage.weight for s, stage in enumerate(stages)}
@@ -117,25 +132,27 @@ def _initialise(network: PlainNetwork, x: Tensor) -> None:
     measured on one image, and its bias adds 1/n per iteration.
     """
     case = network.case
-    for stage, conv in enumerate(network.convs):
-        gain = (2 / (9 * case.channels)) ** 0.5
+    for stage, layer in enumerate(network.layers):
+        gain = (2 / (case.taps * case.channels)) ** 0.5
         closes_block = case.kind == "residual" and (stage - case.recall) % 2 == 1
         if case.recall and stage == 0:
             gain *= 0.5
         elif closes_block and not case.norm:
             gain /= 2 * case.iterations
-        nn.init.normal_(conv.weight, std=gain)
-        if conv.bias is not None:
-            nn.init.normal_(conv.bias, std=1 / case.iterations)
-    if case.kind == "conv" and not case.norm:
-        network.convs[0].weight /= _growth(network.convs[0], x[:1])
+        nn.init.normal_(layer.weight, std=gain)
+        if layer.bias is not None:
+            nn.init.normal_(layer.bias, std=1 / case.iterations)
+    if case.kind != "residual" and not case.norm:
+        network.layers[0].weight /= _growth(network.layers[0], x[:1])
 
 
-def _growth(conv: nn.Conv2d, x: Tensor) -> float:
-    """The factor by which relu(conv(·)) without bias multiplies a state that it was applied to many times."""
+def _growth(layer: Product, x: Tensor) -> float:
+    """The factor by which relu(layer(·)) without bias multiplies a state that it was applied to many times."""
+    layer = copy.deepcopy(layer)
+    layer.bias = None
     rates = []
     for _ in range(24):
-        y = torch.relu(nn.functional.conv2d(x, conv.weight, padding=conv.padding, dilation=conv.dilation))
+        y = torch.relu(layer(x))
         rates.append(float(y.norm() / x.norm()))
         x = y / rates[-1]
     return sum(rates[-8:]) / 8
@@ -218,6 +235,8 @@ class Contestant:
     ) -> None:
         self.problem, self.network, self.call = problem, network.train(training), call
         self.wants_gradients = training
+        if problem.x.dim() != 4:
+            memory_format = torch.contiguous_format  # only maps have another
         self.x = problem.x.clone(memory_format=memory_format).requires_grad_(training)
         self.inject = None
         if problem.inject is not None:

@@ -20,7 +20,7 @@ FORMAT = 1
 FOLDER = ROOT / "benchmarks" / "results"
 STATUSES = ("ok", "wrong", "failed", "out of memory", "left out")
 PASSES = ("forward", "training", "rollout")
-COMPARISONS = ("workloads", "curves", "shapes")
+COMPARISONS = ("workloads", "curves", "shapes", "linear")
 SUITES = (*COMPARISONS, "ceilings", "tests")
 
 Record = dict[str, Any]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import records, standing, summary
 from benchmarks.environment import ROOT
 from benchmarks.records import Record, Setting
 from benchmarks.summary import NOT_MEASURED, Row, Versus
+from benchmarks.workloads import CPU_SHAPES, LINEAR_SHAPES, MAZE_SHAPES, TINY_SHAPES, Case
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
@@ -23,6 +24,13 @@ HEADER = (
 SHAPES_HEADER = (
     "| | forward, against eager | by least times | against the best other | training step, against eager | by least times "
     "| against the best other |"
+)
+
+# what the tables of shapes are called, the suite that measures them, and their rows
+SHAPES: tuple[tuple[str, str, tuple[Case, ...]], ...] = (
+    ("CPU shapes", "shapes", (*CPU_SHAPES, *MAZE_SHAPES)),
+    ("Tiny calls", "shapes", TINY_SHAPES),
+    ("RecurrentLinear", "linear", LINEAR_SHAPES),
 )
 
 
@@ -80,6 +88,15 @@ def name_of(row: Row) -> str:
     return f"{row.case.label}, C{row.case.channels} {row.case.height}x{row.case.width}, {batch}"
 
 
+def shape_tables(found: Sequence[Record]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """Title and lines of the tables of shapes in each setting."""
+    for name, suite, cases in SHAPES:
+        for setting in summary.settings(found, suite):
+            rows = summary.rows_of(found, setting, suite, cases)
+            if any(row.eager or row.why for row in rows):
+                yield f"{name}, whole batches, {title(found, setting, suite)}", shape_lines(rows)
+
+
 def workload_lines(found: Sequence[Record], setting: Setting | None) -> list[tuple[str, list[str]]]:
     """Name and texts of every headline case."""
     return [(name_of(row), cells(row)) for row in summary.rows(found, setting)]
@@ -100,7 +117,10 @@ def shape_lines(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
 
     lines = [(row.case.description, [text(row, *column) for column in columns]) for row in rows]
     measured = sum(bool(row.eager) for row in rows)
-    return [*lines, (f"geometric mean of {measured} shapes", [mean(*column) for column in columns])]
+    return [
+        *lines,
+        (f"geometric mean of {measured} shape{'s' if measured != 1 else ''}", [mean(*column) for column in columns]),
+    ]
 
 
 def markdown(found: Sequence[Record]) -> str:
@@ -111,9 +131,7 @@ def markdown(found: Sequence[Record]) -> str:
         parts.append(_table("An NVIDIA GPU, bf16: nobody has measured it yet", workload_lines([], None)))
     for setting in settings:
         parts.append(_table(title(found, setting), workload_lines(found, setting)))
-    for setting in summary.settings(found, "shapes"):
-        name = f"CPU shapes, whole batches, {title(found, setting, 'shapes')}"
-        parts.append(_table(name, shape_lines(summary.shape_rows(found, setting)), SHAPES_HEADER))
+    parts += [_table(name, lines, SHAPES_HEADER) for name, lines in shape_tables(found)]
     note = (
         "Ratios of medians taken in turns in one process after a check against float64; above 1 rdk is better, in bold by "
         f'more than {TIE:.0%}. Eager is the faster of its two memory layouts. rdk is what `backend="auto"` chose; where only a '

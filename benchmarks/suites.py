@@ -16,7 +16,17 @@ from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.records import Record
 from benchmarks.timing import Patience
-from benchmarks.workloads import CPU_SHAPES, CURVE_BASE, MAZE_SHAPES, TINY_SHAPES, WORKLOADS, Case, Workload, named
+from benchmarks.workloads import (
+    CPU_SHAPES,
+    CURVE_BASE,
+    LINEAR_SHAPES,
+    MAZE_SHAPES,
+    TINY_SHAPES,
+    WORKLOADS,
+    Case,
+    Workload,
+    named,
+)
 
 # on a CPU the batch is cut until one eager training step takes at most so long
 STEP_SECONDS, QUICK_STEP_SECONDS = 2.0, 0.6
@@ -133,6 +143,17 @@ def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> lis
         for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
             names = (*peers.EAGER, compiled, *ours)
             tasks.append(Task("shapes", precision, case, pass_name, names, "quick" if quick else "full"))
+    return tasks
+
+
+def plan_linear(device_type: str, precisions: Sequence[str], quick: bool) -> list[Task]:
+    """Repeated linear layers, which `auto` leaves to PyTorch's matrix product on a CPU: what that costs beside the plain loop."""
+    ours = dict.fromkeys(f"rdk {name}" for name in ("eager", *peers.ours(device_type), "auto"))
+    tasks = []
+    for precision, case in itertools.product(precisions, LINEAR_SHAPES):
+        for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
+            names = ("eager", compiled, *ours)
+            tasks.append(Task("linear", precision, case, pass_name, names, "quick" if quick else "full"))
     return tasks
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks import records
 from benchmarks.peers import EAGER
 from benchmarks.records import Record, Setting
-from benchmarks.workloads import CPU_SHAPES, CURVE_BASE, MAZE_SHAPES, WORKLOADS, Case
+from benchmarks.workloads import CURVE_BASE, WORKLOADS, Case
 
 # what a missing figure is called
 NOT_MEASURED = "not measured"
@@ -69,9 +69,9 @@ def rows(found: Sequence[Record], setting: Setting | None) -> list[Row]:
     return _rows(_groups(found, "workloads", setting), cases)
 
 
-def shape_rows(found: Sequence[Record], setting: Setting) -> list[Row]:
-    """One row per shape of a CPU's steps, in their order, from the newest comparisons."""
-    return _rows(_groups(found, "shapes", setting), (*CPU_SHAPES, *MAZE_SHAPES))
+def rows_of(found: Sequence[Record], setting: Setting, suite: str, cases: Sequence[Case]) -> list[Row]:
+    """One row per case, from the newest comparisons of the suite."""
+    return _rows(_groups(found, suite, setting), cases)
 
 
 def _groups(found: Sequence[Record], suite: str, setting: Setting | None) -> list[Group]:

@@ -1,4 +1,4 @@
-"""The problems that are measured, once for benchmarks and tests alike: W1–W7, the CPU shapes, the mazes' shapes."""
+"""The problems that are measured, once for benchmarks and tests alike: W1–W7, the CPU's, the mazes' and the linear shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Case:
     """One network on one input: everything that fixes the arithmetic, and no tensor."""
 
     workload: str
-    kind: str  # "conv" (RecurrentConv) or "residual" (RecurrentResidual, two blocks)
+    kind: str  # "conv" (RecurrentConv), "residual" (RecurrentResidual, two blocks) or "linear" (RecurrentLinear, 1x1)
     batch: int
     channels: int
     height: int
@@ -26,12 +26,19 @@ class Case:
 
     @property
     def stages(self) -> int:
-        """Convolutions per iteration."""
-        return 1 if self.kind == "conv" else 5 if self.recall else 4
+        """Convolutions, or linear layers, per iteration."""
+        return (5 if self.recall else 4) if self.kind == "residual" else 1
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.batch, self.channels, self.height, self.width
+    def taps(self) -> int:
+        """Weights per pair of channels."""
+        return 1 if self.kind == "linear" else 9
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the state: (N, C, H, W), or (N, C) for a linear layer."""
+        maps = () if self.kind == "linear" else (self.height, self.width)
+        return self.batch, self.channels, *maps
 
     @property
     def convolutions(self) -> int:
@@ -39,8 +46,8 @@ class Case:
 
     @property
     def conv_flop(self) -> int:
-        """Operations of one 3x3 convolution over the batch, a multiply-add counted as two."""
-        return 2 * 9 * self.channels**2 * self.height * self.width * self.batch
+        """Operations of one 3x3 convolution, or linear layer, over the batch, a multiply-add counted as two."""
+        return 2 * self.taps * self.channels**2 * self.height * self.width * self.batch
 
     @property
     def map_elements(self) -> int:
@@ -54,7 +61,9 @@ class Case:
 
     @property
     def description(self) -> str:
-        """C128 32x32, batch 50, 4 convs, n = 10."""
+        """C128 32x32, batch 50, 4 convs, n = 10; 500 features, batch 128, n = 10."""
+        if self.kind == "linear":
+            return f"{self.channels} features, batch {self.batch}, n = {self.iterations}"
         extras = "".join(
             [", BatchNorm" if self.norm else "", f", dilation {self.dilation}" if self.dilation > 1 else ""]
             + [", recall" if self.recall else ""]
@@ -67,9 +76,11 @@ class Case:
     def with_batch(self, batch: int) -> Case:
         return replace(self, batch=batch)
 
-    def module(self, **settings: object) -> rdk.RecurrentConv | rdk.RecurrentResidual:
+    def module(self, **settings: object) -> rdk.RecurrentConv | rdk.RecurrentResidual | rdk.RecurrentLinear:
         """The rdk module of the case, initialised by PyTorch's defaults; settings as for the module."""
         norm = "batch" if self.norm else None
+        if self.kind == "linear":
+            return rdk.RecurrentLinear(self.channels, self.iterations, norm=norm, **settings)  # type: ignore[arg-type]
         if self.kind == "conv":
             return rdk.RecurrentConv(self.channels, self.iterations, norm=norm, dilation=self.dilation, **settings)  # type: ignore[arg-type]
         return rdk.RecurrentResidual(
@@ -168,6 +179,11 @@ MAZE_SHAPES: tuple[Case, ...] = tuple(
 
 # calls whose arithmetic is nothing: what is measured is the fixed cost of a call
 TINY_SHAPES: tuple[Case, ...] = tuple(Case("tiny", kind, 1, 8, 4, 4, 1) for kind in ("conv", "residual"))
+
+# the fully connected networks of the paper: 500 features, one layer repeated
+LINEAR_SHAPES: tuple[Case, ...] = tuple(
+    Case("linear", "linear", 128, 500, 1, 1, iterations) for iterations in (1, 2, 5, 10)
+)
 
 # the growth curves vary one of iterations, batch, channels and map of this case, by type of device
 CURVE_BASE = {"cpu": Case("curve", "conv", 1, 64, 16, 16, 10), "cuda": Case("curve", "conv", 64, 64, 28, 28, 10)}

@@ -28,6 +28,11 @@ VARIABLES: dict[str, Variable] = {
         ("auto", "avx512", "avx2", "none"),
         "instruction set of the cpu backend; a set that this machine lacks makes the backend unavailable",
     ),
+    "RDK_LIBRARY_FOLDER": Variable(
+        "auto",
+        (),
+        "folder of the compiled libraries; auto is that of the package",
+    ),
 }
 
 

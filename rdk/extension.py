@@ -9,14 +9,21 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parent
+from rdk import env
+
 HOW_TO_BUILD = "build it with `pip install --no-build-isolation .` (needs a C++ compiler; the CUDA part also nvcc)"
+
+
+def folder() -> Path:
+    """Where the libraries are: beside this file, or where RDK_LIBRARY_FOLDER says."""
+    found = env.read("RDK_LIBRARY_FOLDER")
+    return Path(__file__).parent if found == "auto" else Path(found)
 
 
 @lru_cache(maxsize=1)
 def build_info() -> dict[str, Any]:
     """What setup.py recorded: versions, the libraries built, and why others were left out. Empty where nothing was."""
-    path = FOLDER / "_build_info.json"
+    path = folder() / "_build_info.json"
     if not path.is_file():
         return {}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -25,8 +32,8 @@ def build_info() -> dict[str, Any]:
 
 @lru_cache(maxsize=None)
 def load(name: str) -> str | None:
-    """Loads rdk/_<name>.so, which registers the ops rdk::<name>_…; returns None, or the sentence why it cannot be."""
-    library = FOLDER / f"_{name}.so"
+    """Loads _<name>.so, which registers the ops rdk::<name>_…; returns None, or the sentence why it cannot be."""
+    library = folder() / f"_{name}.so"
     info = build_info()
     if not library.is_file():
         why = info.get("left_out", {}).get(f"_{name}", "it was not built")

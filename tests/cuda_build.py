@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "csrc" / "cuda"
 BUILT = ROOT / "build" / "cuda-tests"
 KERNELS = sorted(path.name for path in SOURCE.glob("*.cu"))
-MACHINE = ["standin/machine.cpp", "standin/products.cpp"]
+MACHINE = ["standin/machine.cpp", "standin/global.cpp", "standin/products.cpp"]
+OPERATORS = sorted(path.name for path in SOURCE.glob("ops*.cpp"))
 CHECKS = sorted(f"standin/{path.name}" for path in (SOURCE / "standin").glob("check*.cpp"))
 NAMESPACE = "rdk_standin"
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas"]
@@ -79,7 +80,7 @@ def check_program(broken: str | None = None, *flags: str) -> Path:
     objects = _objects([*MACHINE, *CHECKS], *flags)
     for kernel in KERNELS:
         hit = broken is not None and kernel == broken.split("_")[0].lower() + "_bf16.cu"
-        objects += _objects([kernel], *flags, *([f"-DRDK_BREAK_{broken}"] if hit else []))
+        objects += _objects([kernel], *flags, *([f"-DRDK_BREAK_{broken}", "-O1"] if hit else []))
     return _linked("check", objects, *flags)
 
 
@@ -93,7 +94,7 @@ def standin_library() -> Path:
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
     objects = _objects([*MACHINE, *KERNELS])
-    objects += _objects(["ops.cpp"], f"-DRDK_NAMESPACE={NAMESPACE}", abi, *include)
+    objects += _objects(OPERATORS, f"-DRDK_NAMESPACE={NAMESPACE}", abi, *include)
     folders = [f"-L{path}" for path in cpp_extension.library_paths()]
     return _linked("standin.so", objects, "-shared", *folders, "-ltorch", "-ltorch_cpu", "-lc10")
 

@@ -185,7 +185,7 @@ def test_the_plain_network_is_its_own_oracle() -> None:
     assert {type(module).__module__.split(".")[0] for module in network.modules()} == {"benchmarks", "torch"}
     problem = Problem(RECALL, FP32, CPU)
     h = problem.x.double()
-    weights = [conv.weight.double() for conv in problem.network.convs]
+    weights = [conv.weight.double() for conv in problem.network.products]
     assert problem.inject is not None
 
     def conv(x: torch.Tensor, number: int) -> torch.Tensor:

@@ -251,17 +251,15 @@ def test_a_real_worker_process_measures(tmp_path: Path) -> None:
     assert [r["status"] for r in records.read(path)] == ["ok", "ok"]
 
 
-def test_libraries_may_lie_outside_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rdk import extension
+def test_a_worker_takes_the_libraries_from_the_folder_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "_build_info.json").write_text('{"left_out": {"_cpu": "this folder has none"}}')
+    code = "import rdk; print(rdk.backends()['cpu'])"
+    command = [sys.executable, "-c", code]
+    assert libraries.logged(command, tmp_path / "log", 60, RDK_LIBRARY_FOLDER=str(tmp_path)) == 0
+    assert "_cpu.so is not there: this folder has none" in (tmp_path / "log").read_text()
 
-    monkeypatch.setattr(extension, "FOLDER", extension.FOLDER)
-    libraries.use(tmp_path)
-    try:
-        assert "is not there" in str(extension.load("cpu"))
-    finally:
-        monkeypatch.undo()
-        extension.load.cache_clear()
-        extension.build_info.cache_clear()
+
+def test_the_folder_of_a_build_is_that_of_its_sources() -> None:
     assert libraries.folder_for_these_sources() == libraries.folder_for_these_sources()
 
 

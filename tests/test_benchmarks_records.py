@@ -270,6 +270,20 @@ def test_the_shapes_table_shows_medians_least_times_and_geometric_means() -> Non
     )
 
 
+def test_tiny_calls_and_linear_layers_have_tables_of_their_own() -> None:
+    found = shape(0, "forward", {"eager": 1.0, "rdk auto": 1.0})
+    assert "Tiny calls" not in report.markdown(found) and "RecurrentLinear" not in report.markdown(found)
+    for suite, case in (("shapes", workloads.TINY_SHAPES[0]), ("linear", workloads.LINEAR_SHAPES[-1])):
+        found += group(
+            [ok("eager", 3.0), ok("rdk auto", 1.0)], case, "forward", about=ON_CPU, precision="fp32", suite=suite
+        )
+    text = report.markdown(found)
+    shapes, rest = text.split("**Tiny calls, whole batches, ")
+    tiny, linear = rest.split("**RecurrentLinear, whole batches, ")
+    assert "geometric mean of 1 shape | 1.00×" in shapes and "| C8 4x4, batch 1, 1 conv, n = 1 | **3.00×**" in tiny
+    assert "| 500 features, batch 128, n = 10 | **3.00×**" in linear
+
+
 def test_another_number_of_threads_is_another_table() -> None:
     found = shape(0, "forward", {"eager": 4.0, "rdk auto": 1.0})
     found += shape(0, "forward", {"eager": 3.0, "rdk auto": 1.0}, threads=2, date="2026-11-25T00:00:00Z")

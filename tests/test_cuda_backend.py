@@ -99,6 +99,30 @@ CASES: dict[str, dict[str, Any]] = {
     "residual": {"cls": R, "channels": 32, "iterations": 2, "shape": (2, 32, 7, 6)},
     "residual of 80 channels": {"cls": R, "channels": 80, "iterations": 2, "shape": (1, 80, 7, 6)},
     "residual dilated": {"cls": R, "channels": 32, "iterations": 2, "shape": (2, 32, 9, 8), "dilation": 2},
+    "residual of mixed dilations": {
+        "cls": R,
+        "channels": 32,
+        "iterations": 2,
+        "shape": (2, 32, 9, 8),
+        "dilation": [1, 2, 2, 4],
+    },
+    "residual in four grids": {
+        "cls": R,
+        "channels": 16,
+        "iterations": 2,
+        "shape": (1, 16, 25, 24),
+        "blocks": 1,
+        "dilation": 2,
+    },
+    "residual that is kept whole": {
+        "cls": R,
+        "channels": 16,
+        "iterations": 3,
+        "shape": (2, 16, 5, 6),
+        "checkpoint": "none",
+    },
+    "residual too large to stay": {"cls": R, "channels": 32, "iterations": 2, "shape": (1, 32, 31, 33), "blocks": 1},
+    "convolution of 128 channels": {"cls": C, "channels": 128, "iterations": 5, "shape": (2, 128, 6, 7)},
     "residual sqrt": {"cls": R, "channels": 32, "iterations": 5, "shape": (2, 32, 5, 6), "checkpoint": "sqrt"},
     "recall": RECALL,
     "recall states": RECALL | {"call": {"return_states": True}},
@@ -225,6 +249,14 @@ def problem(**changes: Any) -> Problem:
 def test_supports(standin: CudaBackend, changes: dict[str, Any], words: str | None) -> None:
     reason = standin.supports(problem(**changes))
     assert reason is None if words is None else reason is not None and words in reason
+
+
+BLOCK = (StageSpec(), StageSpec(skip=0))
+BLOCKS = (*BLOCK, StageSpec(), StageSpec(skip=2))
+
+
+def dilated(stages: tuple[StageSpec, ...], dilation: int) -> tuple[StageSpec, ...]:
+    return tuple(stage._replace(dilation=dilation) for stage in stages)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 WIDTHS = {
     "conv": re.compile(r"conv_kernel\w*?Li(\d+)ELi(\d+)E"),
     "resident": re.compile(r"resident_kernel\w*?Li(\d+)ELi(\d+)E"),
+    "residual": re.compile(r"residual_kernel\w*?Li\d+ELi(\d+)ELi(\d+)E"),
+    "rollout": re.compile(r"rollout_kernel\w*?Li()(\d+)E"),
 }
 # highest register in the code of a warpgroup that asked for this many, or of all threads
-MOST_REGISTERS = {"conv": 232, "resident": 255, "wgrad": 152}
-KERNELS = {"conv": 6, "resident": 3, "wgrad": 1}
+MOST_REGISTERS = {"conv": 232, "resident": 255, "residual": 208, "rollout": 128, "wgrad": 152}
+KERNELS = {"conv": 6, "resident": 3, "residual": 7, "rollout": 3, "wgrad": 1}
 
 
 def widths_of(stem: str, name: str) -> list[int]:
@@ -23,10 +25,11 @@ def widths_of(stem: str, name: str) -> list[int]:
         return [64] * 24
     found = WIDTHS[stem].search(name)
     assert found is not None, name
+    if stem in ("conv", "rollout"):
+        return [int(found[2])] * 9  # the taps are unrolled
     first, second = int(found[1]), int(found[2])
-    if stem == "conv":
-        return [second] * 9  # the taps are unrolled
-    return [first, second] if second else [first]  # taps and slabs are loops
+    tiles = [first, second] if second else [first]  # taps and slabs are loops
+    return tiles * 3 if stem == "residual" else tiles  # the taps of a row are unrolled
 
 
 @pytest.mark.parametrize("source", cuda_build.KERNELS)
@@ -49,6 +52,17 @@ def test_kernel_compiles_as_planned(source: str) -> None:
         assert not re.search(r"\b(LDL|STL)\b", code), name
         half = "BF16" if source.endswith("bf16.cu") else ""
         assert len(re.findall(rf"HGMMA\.64x\d+x16\.F32{'.' + half if half else ' '}", code)) == len(products), name
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_grid_barrier_orders_memory(half: str) -> None:
+    """Fence, arrival, spin, fence; the second discards L1, and maps are fetched past it."""
+    for name, code in cuda_build.machine_code(cuda_build.compiled_kernel(f"rollout_{half}.cu")[0]).items():
+        order = re.findall(r"MEMBAR\.\S*GPU|REDG\S*GPU|LDG\S*STRONG\.GPU|CCTL\.IVALL|LDGSTS\S*128", code)
+        barrier = [re.split(r"[.]", word)[0] for word in order if "LDGSTS" not in word]
+        assert barrier == ["MEMBAR", "CCTL", "REDG", "LDG", "MEMBAR", "CCTL"], name
+        copies = [word for word in order if "LDGSTS" in word]
+        assert copies and all("BYPASS" in word for word in copies), name
 
 
 def test_every_half_type_has_every_kernel() -> None:

@@ -123,6 +123,52 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
 
 
+def test_records_of_residual_networks_speak_for_residual_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    residual = table(2.0, kind="residual", stages=4)
+    both = residual | {"records": [*residual["records"], *table(0.8)["records"]]}
+    monkeypatch.setattr(measured, "tables", lambda: [both])
+    assert measured.slower_than_eager("cpu", problem(rdk.RecurrentResidual(4, 3), X)) is None
+    assert "0.80 times" in str(measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(4, 3), X)))
+    line = problem(rdk.RecurrentLinear(4, 3), torch.randn(2, 4))
+    assert "no problem near this one" in str(measured.slower_than_eager("cpu", line))
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0, kind="linear", height=1, width=1)])
+    assert measured.slower_than_eager("cpu", line) is None
+    assert "no problem near" in str(measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(4, 3), X)))
+
+
+def test_of_equally_near_records_the_geometric_mean_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rdk.RecurrentConv(4, 4), X)
+    found = table(0.5, iterations=2)
+    found["records"] += [*table(1.9, iterations=8)["records"], *table(0.1, iterations=64)["records"]]
+    monkeypatch.setattr(measured, "tables", lambda: [found])
+    reason = str(measured.slower_than_eager("cpu", p))
+    assert "and 1 as near" in reason and "eager was faster (0.97 times)" in reason
+    found["records"][1]["speedup"] = 2.1
+    assert measured.slower_than_eager("cpu", p) is None
+
+
+def test_a_table_of_one_instruction_set_does_not_speak_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rdk.RecurrentConv(4, 3), X)
+    tables = {name: table(speedup) | {"device": f"cpu {name}"} for name, speedup in (("avx512", 2.0), ("avx2", 0.8))}
+    cpu = torch.device("cpu")
+    try:
+        for name, other in (("avx2", "avx512"), ("avx512", "avx2")):
+            monkeypatch.setenv("RDK_CPU_ISA", name)
+            measured.device_name.cache_clear()
+            assert measured.device_name(cpu) == f"cpu {name}"
+            monkeypatch.setattr(measured, "tables", lambda: list(tables.values()))
+            expected = "eager was faster (0.80 times)" if name == "avx2" else "None"
+            assert expected in str(measured.slower_than_eager("cpu", p))
+            monkeypatch.setattr(measured, "tables", lambda other=other: [tables[other]])
+            assert measured.slower_than_eager("cpu", p) == f"nobody has measured it on 'cpu {name}'"
+        for name in ("auto", "none"):
+            monkeypatch.setenv("RDK_CPU_ISA", name)
+            measured.device_name.cache_clear()
+            assert measured.device_name(cpu) == f"cpu {torch.backends.cpu.get_cpu_capability().lower()}"
+    finally:
+        measured.device_name.cache_clear()
+
+
 def test_shipped_measurements_have_the_one_format() -> None:
     folder = Path(str(measured.__file__)).parent
     assert len(measured.tables()) == len(list(folder.glob("*.json")))
@@ -149,7 +195,7 @@ def test_environment_variables() -> None:
 
 def test_only_env_reads_the_environment() -> None:
     package = Path(rdk.__file__).parent
-    readers = [f.name for f in package.rglob("*.py") if "environ" in f.read_text() and "RDK_" in f.read_text()]
+    readers = [f.name for f in package.rglob("*.py") if "os.environ" in f.read_text() and "RDK_" in f.read_text()]
     assert readers == ["env.py"]
     assert all(name.startswith("RDK_") for name in env.VARIABLES)
 

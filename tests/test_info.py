@@ -50,7 +50,7 @@ def test_a_library_that_is_not_there_or_cannot_be_loaded_says_why(
     extension.load.cache_clear()
     extension.build_info.cache_clear()
     try:
-        monkeypatch.setattr(extension, "FOLDER", tmp_path)
+        monkeypatch.setenv("RDK_LIBRARY_FOLDER", str(tmp_path))
         assert "--no-build-isolation" in (extension.load("cpu") or "")
         (tmp_path / "_cuda.so").write_text("no library")
         (tmp_path / "_build_info.json").write_text('{"torch": "1.0", "cuda": "9.9", "left_out": {}}')

@@ -125,7 +125,7 @@ def test_a_thousand_iterations_train() -> None:
 
 
 def test_roll_out_without_gradients_holds_no_states() -> None:
-    module = rdk.RecurrentResidual(16, 200)
+    module = rdk.RecurrentResidual(16, 200, backend="eager")
     x = state(module)
     with torch.no_grad():
         module(x, iterations=2)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from rdk import dispatch, functional, ops
 from rdk.backends.base import Call, Problem, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
-from rdk.testing import UNIT, assert_close, errors, peak_bytes, plain_eager, step
+from rdk.testing import UNIT, assert_close, errors, peak_bytes, plain_eager, relative, step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -245,6 +248,14 @@ def problem(**changes: Any) -> Problem:
     return replace(functional.problem_of(call), **changes)
 
 
+@pytest.mark.parametrize("word", ["1", "true"])
+def test_the_interpreter_takes_no_cuda_tensors(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", word)
+    reason = BACKEND.supports(problem(device=torch.device("cuda", 0)))
+    assert reason == "TRITON_INTERPRET is set: Triton's interpreter runs on CPU tensors, and the state is on cuda:0"
+    assert BACKEND.supports(problem(device=torch.device("cpu"))) is None
+
+
 def test_refusals_name_what_does_not_fit() -> None:
     assert BACKEND.supports(
         problem(dtype=torch.float64)
@@ -301,6 +312,39 @@ def test_without_a_gpu_the_reason_says_what_to_do() -> None:
 def test_without_triton_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install triton" in str(BACKEND.unavailable())
+
+
+def one_of_two_processes(rank: int, port: int, folder: str) -> None:
+    """Half of the batch, in the interpreter; leaves the gradients, which gloo averages, in a file."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = torch.nn.parallel.DistributedDataParallel(C(3, 2, checkpoint=1, backend="triton"))
+    x = torch.randn(4, 3, 3, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "grad strides do not match bucket view strides" is a warning
+        module(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+    torch.save([p.grad for p in module.parameters()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not interpreting(), reason="two processes on CPU tensors need Triton's interpreter")
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two_processes, args=(port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    module = C(3, 2, checkpoint=1, backend="triton")
+    x = torch.randn(4, 3, 3, 2)
+    exact = plain_eager(module).double()
+    for network, dtype in ((module, torch.float32), (exact, torch.float64)):
+        network(x.to(dtype)).square().mean().backward()
+    parameters = dict(zip(module.parameters(), exact.parameters(), strict=True))
+    for rank in range(2):
+        for got, (own, reference) in zip(torch.load(tmp_path / f"{rank}.pt"), parameters.items(), strict=True):
+            assert relative(got, own.grad) < 1e-6 and relative(got, reference.grad) < 1e-6
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 // What follows a convolution, on 8 channels of one pixel: scale and shift, added maps, ReLU, mask; statistics over a
-// tile. Called by conv.cuh and resident.cuh.
+// tile. Called by the convolution kernels.
 #pragma once
 
 #include "primitives.cuh"

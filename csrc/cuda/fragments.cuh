@@ -56,30 +56,39 @@ RDK_DEVICE void store_fragments(const float (&sums)[N / 2], uint32_t address, ui
   }
 }
 
-// The same after adding to the sums what lies where they are stored.
+// The same after adding to the sums what lies where they are stored; each step's reads are under way during the step
+// before.
 template <class T, bool Relu, int N>
 RDK_DEVICE void add_fragments(const float (&sums)[N / 2], uint32_t address, uint32_t redirected, uint32_t trash) {
-#pragma unroll
-  for (int j = 0; j < ceil_div(N, 16); ++j) {
-    const uint32_t to = redirected >> j & 1 ? trash : address + 16 * kUnit * j;
-    uint32_t word[4];
+  constexpr int kSteps = ceil_div(N, 16);
+  uint32_t word[2][4];
+  uint32_t to[2];
+  const auto load = [&](int j) {
+    to[j % 2] = redirected >> j & 1 ? trash : address + 16 * kUnit * j;
+    uint32_t* into = word[j % 2];
     if (16 * j + 16 <= N) {
-      load_matrices_transposed(to, word[0], word[1], word[2], word[3]);
+      load_matrices_transposed(to[j % 2], into[0], into[1], into[2], into[3]);
     } else {
-      load_matrices_transposed(to, word[0], word[1]);
+      load_matrices_transposed(to[j % 2], into[0], into[1]);
     }
+  };
+  load(0);
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    if (j + 1 < kSteps) load(j + 1);
+    uint32_t* from = word[j % 2];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int i = 8 * j + 2 * m;
       if (i >= N / 2) continue;
-      const Pair old = unpack<T>(word[m]);
+      const Pair old = unpack<T>(from[m]);
       const float low = sums[i] + old.low, high = sums[i + 1] + old.high;
-      word[m] = Relu ? pack_relu<T>(low, high) : pack<T>(low, high);
+      from[m] = Relu ? pack_relu<T>(low, high) : pack<T>(low, high);
     }
     if (16 * j + 16 <= N) {
-      store_matrices_transposed(to, word[0], word[1], word[2], word[3]);
+      store_matrices_transposed(to[j % 2], from[0], from[1], from[2], from[3]);
     } else {
-      store_matrices_transposed(to, word[0], word[1]);
+      store_matrices_transposed(to[j % 2], from[0], from[1]);
     }
   }
 }

@@ -84,6 +84,22 @@ struct SubGrids {
   }
 };
 
+// Maps cut into patches of 8 x 8 pixels, the last of a row or column reaching beyond the map.
+struct Patches {
+  int height, width;  // of a map
+
+  RDK_BOTH constexpr int across() const { return ceil_div(width, kPatch); }
+  RDK_BOTH constexpr int count() const { return ceil_div(height, kPatch) * across(); }  // of one map
+  // pixel number (image * height + row) * width + column of pixel (y, x) of a patch, -1 outside the map; y and x may
+  // reach into its neighbours
+  RDK_BOTH constexpr int pixel(int patch, int y, int x) const {
+    const int image = patch / count(), inside = patch % count();
+    const int row = inside / across() * kPatch + y, column = inside % across() * kPatch + x;
+    if (row < 0 || row >= height || column < 0 || column >= width) return -1;
+    return (image * height + row) * width + column;
+  }
+};
+
 // Shared-memory maps are [channel / 8][slot][8] halves: a chunk holds `slots` units of 16 bytes.
 inline constexpr int kUnit = 16;  // bytes: 8 halves
 

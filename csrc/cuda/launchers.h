@@ -3,6 +3,7 @@
 #pragma once
 
 #include "plan.h"
+#include "rollout_plan.h"
 
 namespace rdk::cuda {
 
@@ -13,6 +14,8 @@ const char* launch_resident_bf16(const ResidentParams& p, ResidentTile tile, int
 const char* launch_resident_fp16(const ResidentParams& p, ResidentTile tile, int blocks, void* stream);
 const char* launch_residual_bf16(const ResidualParams& p, ResidualTile tile, int blocks, void* stream);
 const char* launch_residual_fp16(const ResidualParams& p, ResidualTile tile, int blocks, void* stream);
+const char* launch_rollout_bf16(const RolloutParams& p, RolloutTile tile, int blocks, void* stream);
+const char* launch_rollout_fp16(const RolloutParams& p, RolloutTile tile, int blocks, void* stream);
 const char* launch_wgrad_bf16(const WgradParams& p, void* stream);
 const char* launch_wgrad_fp16(const WgradParams& p, void* stream);
 

@@ -4,86 +4,10 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <torch/library.h>
 
-#include <optional>
-
-#include "device.h"
-#include "launchers.h"
-
-#if !defined(RDK_NAMESPACE)
-#define RDK_NAMESPACE rdk
-#endif
+#include "checks.h"
 
 namespace rdk::cuda {
 namespace {
-
-using at::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-PaddedGrid grid_of(const Tensor& map, int64_t dilation) {
-  return {static_cast<int>(map.size(2)), static_cast<int>(map.size(3)), static_cast<int>(dilation)};
-}
-
-// A map that a kernel may read or write: halves of `like`'s type and shape, channels innermost, at a multiple of 16
-// bytes.
-void check_map(const Tensor& map, const Tensor& like, const char* op, const char* name) {
-  TORCH_CHECK(on_device(map), "rdk: ", op, " needs an sm_90 device; ", name, " is on ", map.device(), ".");
-  TORCH_CHECK(map.dim() == 4 && map.sizes() == like.sizes() && map.scalar_type() == like.scalar_type() &&
-                  map.device() == like.device(),
-              "rdk: ", op, ": expected ", name, " of shape ", like.sizes(), " and type ", like.scalar_type(), " on ",
-              like.device(), ", got ", map.sizes(), ", ", map.scalar_type(), " on ", map.device(), ".");
-  TORCH_CHECK(map.scalar_type() == at::kBFloat16 || map.scalar_type() == at::kHalf, "rdk: ", op, ": expected ", name,
-              " in bfloat16 or float16, got ", map.scalar_type(), ".");
-  TORCH_CHECK(map.is_contiguous(at::MemoryFormat::ChannelsLast) && map.size(1) % kChannelStep == 0 &&
-                  map.size(1) <= kMaxChannels,
-              "rdk: ", op, ": expected ", name, " channels_last with a multiple of ", kChannelStep, " channels up to ",
-              kMaxChannels, ", got ", map.sizes(), " with strides ", map.strides(), ".");
-  TORCH_CHECK(reinterpret_cast<uintptr_t>(map.const_data_ptr()) % 16 == 0, "rdk: ", op, ": ", name,
-              " does not start at a multiple of 16 bytes; pass a clone of it.");
-}
-
-const void* map_pointer(const MaybeTensor& map, const Tensor& like, const char* op, const char* name) {
-  if (!map) return nullptr;
-  check_map(*map, like, op, name);
-  return map->const_data_ptr();
-}
-
-const float* channel_pointer(const MaybeTensor& values, const Tensor& like, const char* op, const char* name) {
-  if (!values) return nullptr;
-  TORCH_CHECK(values->scalar_type() == at::kFloat && values->is_contiguous() && values->dim() == 1 &&
-                  values->size(0) == like.size(1) && values->device() == like.device(),
-              "rdk: ", op, ": expected ", name, " as ", like.size(1), " contiguous float32 values on ", like.device(),
-              ", got ", values->sizes(), ", ", values->scalar_type(), " on ", values->device(), ".");
-  return values->const_data_ptr<float>();
-}
-
-// weights as cuda_pack returns them
-void check_weights(const Tensor& weights, const Tensor& input, int64_t rows, const char* op) {
-  const int64_t channels = input.size(1);
-  const int64_t blocks = (channels + rows - 1) / rows;
-  TORCH_CHECK(weights.dim() == 7 && weights.is_contiguous() && weights.scalar_type() == input.scalar_type() &&
-                  weights.device() == input.device() && weights.size(0) == blocks &&
-                  weights.size(1) == channels / kChannelStep && weights.size(4) * 8 == rows &&
-                  reinterpret_cast<uintptr_t>(weights.const_data_ptr()) % 16 == 0,
-              "rdk: ", op, ": expected weights from cuda_pack for ", channels, " channels in blocks of ", rows,
-              " rows, got a tensor of shape ", weights.sizes(), " and type ", weights.scalar_type(), ".");
-}
-
-void check_launch(const char* error, const char* op) {
-  TORCH_CHECK(error == nullptr, "rdk: ", op, ": the kernel could not be run: ", error, ".");
-}
-
-// Elements from each map to the next, which must be the same throughout `maps`; 0 for fewer than two.
-int64_t stride_of(at::TensorList maps, const char* op, const char* name) {
-  int64_t stride = 0;
-  for (size_t i = 1; i < maps.size(); ++i) {
-    const int64_t step =
-        (static_cast<const char*>(maps[i].const_data_ptr()) - static_cast<const char*>(maps[i - 1].const_data_ptr())) /
-        2;
-    TORCH_CHECK(i == 1 || step == stride, "rdk: ", op, ": the maps of ", name, " are not evenly spaced in memory.");
-    stride = step;
-  }
-  return stride;
-}
 
 // ---- planning: sizes only
 
@@ -118,7 +42,8 @@ Tensor pack_op(const Tensor& weight, int64_t rows, bool transposed) {
                   weight.size(0) % kChannelStep == 0,
               "rdk: cuda_pack: expected a weight of shape (C, C, 3, 3) with a multiple of ", kChannelStep,
               " channels, got ", weight.sizes(), ".");
-  TORCH_CHECK(rows == kRows || rows == 2 * kRows, "rdk: cuda_pack: expected blocks of 64 or 128 rows, got ", rows, ".");
+  TORCH_CHECK(rows == 16 || rows == 32 || rows == 64 || rows == 128,
+              "rdk: cuda_pack: expected blocks of 16, 32, 64 or 128 rows, got ", rows, ".");
   const int64_t channels = weight.size(0);
   Tensor taps = transposed ? weight.transpose(0, 1).flip({2, 3}) : weight;
   const int64_t blocks = (channels + rows - 1) / rows;

@@ -76,6 +76,25 @@ struct ResidualParams {
   int slots, buffers;  // of a chunk in shared memory; of the ring of weights
 };
 
+// Iterations of several convolutions of few maps over all multiprocessors. Step i is stage i % stages of iteration
+// i / stages.
+struct RolloutParams {
+  const void* input;                           // (images, height, width, channels)
+  const void* inject;                          // the same, added at the first stage of every iteration, or null
+  ResidualStage stage[kRolloutMaxStages];      // weights: PackedWeights of as many rows as the tile has channels
+  void* workspace;                             // (2, images, height, width, channels): the maps between steps, in turn
+  int64_t map_elements;                        // of one map of the batch
+  void* kept;                                  // (bits set in keep, images, ...): maps after those iterations
+  int64_t kept_stride;                         // elements
+  void* output;                                // the map after the last step, or null where that is kept
+  uint32_t* arrivals;                          // of blocks at the grid's barrier; 0 at the launch
+  uint32_t keep[kResidentMaxIterations / 32];  // bit i: keep the map after iteration i
+  int channels, stages, steps;
+  Patches patches;
+  int all_patches;              // of all images
+  int dilation, slots, groups;  // the stages' largest; of a chunk in shared memory; groups of output channels
+};
+
 // dW[tap][o][i] += sum over steps, images and pixels of grad[o, p] * state[i, p + tap], split over blocks.
 struct WgradParams {
   const void* grad_first;             // of the first step: (images, height, width, channels)

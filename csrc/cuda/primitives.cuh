@@ -89,6 +89,14 @@ RDK_DEVICE void store_global(void* address, const Unit& u) {
                "r"(u.word[2]), "r"(u.word[3])
                : "memory");
 }
+RDK_DEVICE uint32_t load_global_word(const void* address) {
+  uint32_t word;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(word) : "l"(address));
+  return word;
+}
+RDK_DEVICE void store_global_word(void* address, uint32_t word) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
+}
 // 128 bytes around the address are brought into L2
 RDK_DEVICE void prefetch_global(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
@@ -148,6 +156,20 @@ RDK_DEVICE void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t bar
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+
+// ---- between blocks
+
+// What this thread has seen and done in global memory comes before what others see of it after their own fence.
+RDK_DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+RDK_DEVICE void count_up(uint32_t* counter) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+RDK_DEVICE void wait_for_count(const uint32_t* counter, uint32_t at_least) {
+  uint32_t count = 0;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+  } while (count < at_least);
 }
 
 // ---- halves
@@ -233,16 +255,19 @@ RDK_DEVICE void wgmma_wait() {
 
 // ---- launch
 
-// Starts the kernel on the stream; returns nullptr, or CUDA's own message.
+// Starts the kernel on the stream; returns nullptr, or CUDA's own message. `together`: all blocks run at the same time,
+// or the launch is refused.
 template <class Params>
 const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void* stream,
-                   const Params& params) {
+                   const Params& params, bool together = false) {
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error == cudaSuccess) {
     void* arguments[] = {const_cast<Params*>(&params)};
-    error = cudaLaunchKernel(function, dim3(blocks), dim3(threads), arguments, static_cast<size_t>(shared_bytes),
-                             static_cast<cudaStream_t>(stream));
+    const auto bytes = static_cast<size_t>(shared_bytes);
+    const auto on = static_cast<cudaStream_t>(stream);
+    error = together ? cudaLaunchCooperativeKernel(function, dim3(blocks), dim3(threads), arguments, bytes, on)
+                     : cudaLaunchKernel(function, dim3(blocks), dim3(threads), arguments, bytes, on);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

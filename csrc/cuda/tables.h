@@ -39,8 +39,20 @@ inline constexpr int kResidualMaxChannels = 2 * kRows;
 inline constexpr int kResidualMaxStages = 16;  // convolutions of one iteration
 inline constexpr int kResidualMaxBuffers = 6;  // of the ring: a row of the filter for 16 input channels each
 inline constexpr int kResidualMinBuffers = 2;
-inline constexpr int kResidualCarrierRegisters = 96;
+inline constexpr int kResidualCarrierRegisters = 88;
 inline constexpr int kResidualConsumerRegisters = 208;
+
+// rollout: two warpgroups share the input channels of a tile, 64 positions (a patch of 8 x 8 pixels) by N output
+// channels
+#define RDK_ROLLOUT_TILES(X) X(16) X(32) X(64)
+inline constexpr int kRolloutThreads = 2 * kWarpgroup;
+inline constexpr int kPatch = 8;                 // pixels along a side
+inline constexpr int kRolloutMaxStages = 16;     // convolutions of one iteration
+inline constexpr int kRolloutMinSteps = 16;      // convolutions that repay the filters' way to every block (est.)
+inline constexpr int kRolloutMaxPatches = 2;     // of one block: with more images other kernels are faster (est.)
+inline constexpr int kRolloutPortions = 4;       // of a patch, that arrive one after another
+inline constexpr int kRolloutMinClocks = 16;     // of one product: reading 64 rows from shared memory (est.)
+inline constexpr int kRolloutTileClocks = 1000;  // of fetching and finishing a patch beside its products (est.)
 
 // wgrad: one producer warpgroup, one consumer warpgroup per row of the 3x3 filter. A tile is 64 by 64 channels, all
 // taps.

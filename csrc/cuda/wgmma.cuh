@@ -5,6 +5,8 @@
 #define RDK_TEXT_32                                                                                                \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
+#define RDK_TEXT_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define RDK_TEXT_16 RDK_TEXT_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define RDK_TEXT_48 \
   RDK_TEXT_32       \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
@@ -27,6 +29,8 @@
 #define RDK_REGISTERS_8(i) RDK_REGISTERS_4(i), RDK_REGISTERS_4((i) + 4)
 #define RDK_REGISTERS_32(i) \
   RDK_REGISTERS_8(i), RDK_REGISTERS_8((i) + 8), RDK_REGISTERS_8((i) + 16), RDK_REGISTERS_8((i) + 24)
+#define RDK_OUT_8 RDK_REGISTERS_8(0)
+#define RDK_OUT_16 RDK_OUT_8, RDK_REGISTERS_8(8)
 #define RDK_OUT_32 RDK_REGISTERS_32(0)
 #define RDK_OUT_48 RDK_OUT_32, RDK_REGISTERS_8(32), RDK_REGISTERS_8(40)
 #define RDK_OUT_64 RDK_OUT_32, RDK_REGISTERS_32(32)
@@ -56,6 +60,9 @@ struct Wgmma;
     }                                                                                                    \
   };
 #define RDK_DEFINE_WGMMAS(T, NAME)                 \
+  RDK_DEFINE_WGMMA(16, T, NAME, 0, 8, 8, 9)        \
+  RDK_DEFINE_WGMMA(32, T, NAME, 0, 16, 16, 17)     \
+  RDK_DEFINE_WGMMA(64, T, NAME, 0, 32, 32, 33)     \
   RDK_DEFINE_WGMMA(96, T, NAME, 0, 48, 48, 49)     \
   RDK_DEFINE_WGMMA(128, T, NAME, 0, 64, 64, 65)    \
   RDK_DEFINE_WGMMA(144, T, NAME, 0, 72, 72, 73)    \

@@ -104,12 +104,20 @@ class CudaBackend:
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         warn_once(self.kernels.device_type)
         state = aligned(state)
+        if self.kernels.not_rollout(call.problem) is None:
+            return self._forward_rollout(call, state, first, last, store)
         if self.kernels.not_resident(call.problem) is None:
             return self._forward_resident(call, state, first, last, store)
+        if self.kernels.not_residual(call.problem) is None:
+            return self._forward_residual(call, state, first, last, store)
         return self._forward_staged(call, state, first, last, store)
 
     def tape(self, call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
-        self._iteration(call, aligned(state), iteration, tapes, None, record_statistics=False, tape_only=True)
+        state = aligned(state)
+        if self.kernels.not_residual(call.problem) is None:
+            self.kernels.residual(call, state, len(call.problem.stages) - 1, tape_first=0, tapes=tapes)
+            return
+        self._iteration(call, state, iteration, tapes, None, record_statistics=False, tape_only=True)
 
     def gradients(self, call: Call, needs: Needs) -> Gradients:
         return CudaGradients(call, needs, self.kernels)
@@ -119,16 +127,41 @@ class CudaBackend:
     def _forward_resident(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         for start in range(first, last, MAX_RESIDENT_STEPS):
             end = min(start + MAX_RESIDENT_STEPS, last)
-            slots = [slot for slot, position in enumerate(store.positions) if start < position <= end]
-            keep = [store.positions[slot] - start - 1 for slot in slots]
-            kept = store.states[slots[0] : slots[-1] + 1] if slots and store.states is not None else None
-            last_is_kept = kept is not None and keep[-1] == end - start - 1
-            out = None if last_is_kept else empty_maps(1, state)[0]
-            self.kernels.resident(call, state, end - start, keep=keep if kept is not None else (), kept=kept, out=out)
-            if out is not None:
-                state = out
-            elif kept is not None:
-                state = kept[-1]
+            keep, kept, out = _kept_by_launch(state, start, end, store)
+            self.kernels.resident(call, state, end - start, keep=keep, kept=kept, out=out)
+            state = _last_of_launch(kept, out)
+        return state
+
+    def _forward_residual(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        stages, tape_maps = len(call.problem.stages), call.problem.tape_maps
+        for start in range(first, last, MAX_RESIDENT_STEPS):
+            end = min(start + MAX_RESIDENT_STEPS, last)
+            keep, kept, out = _kept_by_launch(state, start, end, store)
+            tapes, tape_first = None, end
+            if store.tapes is not None and store.tape_first < end:
+                tape_first = max(store.tape_first, start)
+                tapes = store.tapes[(tape_first - store.tape_first) * tape_maps : (end - store.tape_first) * tape_maps]
+            self.kernels.residual(
+                call,
+                state,
+                (end - start) * stages,
+                keep=keep,
+                kept=kept,
+                tape_first=tape_first - start,
+                tapes=tapes,
+                out=out,
+            )
+            state = _last_of_launch(kept, out)
+        return state
+
+    # ---- all multiprocessors share every convolution
+
+    def _forward_rollout(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
+        for start in range(first, last, MAX_RESIDENT_STEPS):
+            end = min(start + MAX_RESIDENT_STEPS, last)
+            keep, kept, out = _kept_by_launch(state, start, end, store)
+            self.kernels.rollout(call, state, end - start, keep=keep, kept=kept, out=out)
+            state = _last_of_launch(kept, out)
         return state
 
     # ---- one launch per convolution
@@ -209,6 +242,27 @@ class CudaBackend:
             mean, variance = merge_statistics(groups)
             call.means[row].copy_(mean)
             call.variances[row].copy_(variance)
+
+
+def _kept_by_launch(
+    state: Tensor, start: int, end: int, store: Store
+) -> tuple[list[int], Tensor | None, Tensor | None]:
+    """Which iterations of start … end-1 a launch keeps, counted from its own first, where to, and a map for the state after
+    it unless that is kept."""
+    slots = [slot for slot, position in enumerate(store.positions) if start < position <= end]
+    if not slots or store.states is None:
+        return [], None, empty_maps(1, state)[0]
+    keep = [store.positions[slot] - start - 1 for slot in slots]
+    out = None if keep[-1] == end - start - 1 else empty_maps(1, state)[0]
+    return keep, store.states[slots[0] : slots[-1] + 1], out
+
+
+def _last_of_launch(kept: Tensor | None, out: Tensor | None) -> Tensor:
+    """The state after a launch."""
+    if out is not None:
+        return out
+    assert kept is not None
+    return kept[-1]
 
 
 def _affine(call: Call, iteration: int, number: int) -> tuple[Tensor, Tensor]:

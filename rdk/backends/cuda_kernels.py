@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Problem
-from rdk.backends.layout import channels_last
+from rdk.backends.layout import channels_last, empty_maps
 
 ROWS = 64  # output channels of one product; a resident map has no more
 TAPS = 9
 MAX_RESIDENT_STEPS = 1024  # of one launch
+MAX_STAGES = 16  # of one iteration, where a launch runs whole iterations of several stages
 
 
 class ConvPlan(NamedTuple):
@@ -36,6 +37,13 @@ class WgradPlan(NamedTuple):
     channel_tiles: int
 
 
+class RolloutPlan(NamedTuple):
+    """How few images are spread over all multiprocessors: see csrc/cuda/rollout_plan.h."""
+
+    refusal: str  # empty where they are
+    rows: int  # output channels of one block
+
+
 class Kernels:
     """One compiled library. `namespace` is where it registered its operators, `device_type` the tensors it takes."""
 
@@ -45,6 +53,8 @@ class Kernels:
         self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
         self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
         self.resident_refusal = lru_cache(maxsize=1024)(self._resident_refusal)
+        self.residual_refusal = lru_cache(maxsize=1024)(self._residual_refusal)
+        self.rollout_plan = lru_cache(maxsize=1024)(self._rollout_plan)
 
     @property
     def ops(self) -> Any:
@@ -69,6 +79,15 @@ class Kernels:
     def _resident_refusal(self, channels: int, height: int, width: int, dilation: int) -> str | None:
         return self.ops.cuda_resident_refusal(channels, height, width, dilation) or None
 
+    def _residual_refusal(self, channels: int, height: int, width: int, dilations: tuple[int, ...]) -> str | None:
+        return self.ops.cuda_residual_refusal(channels, height, width, dilations) or None
+
+    def _rollout_plan(
+        self, shape: tuple[int, ...], dilation: int, stages: int, iterations: int, processors: int
+    ) -> RolloutPlan:
+        n, c, h, w = shape
+        return RolloutPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
+
     def not_resident(self, problem: Problem) -> str | None:
         """Why the map cannot stay in shared memory over the iterations; None where it can."""
         if len(problem.stages) > 1:
@@ -79,6 +98,23 @@ class Kernels:
             return "the resident kernel has no BatchNorm"
         _, c, h, w = problem.shape
         return self.resident_refusal(c, h, w, problem.stages[0].dilation)
+
+    def not_residual(self, problem: Problem) -> str | None:
+        """Why two maps of a grid cannot stay in shared memory over the stages and iterations; None where they can."""
+        _, c, h, w = problem.shape
+        dilations = tuple([stage.dilation for stage in problem.stages])
+        return _not_a_chain(problem, "residual") or self.residual_refusal(c, h, w, dilations)
+
+    def not_rollout(self, problem: Problem) -> str | None:
+        """Why the iterations do not run over all multiprocessors in one launch; None where they do."""
+        if problem.needs_grad:
+            return "the roll-out kernel runs inference"
+        return _not_a_chain(problem, "roll-out") or self._rollout_plan_of(problem).refusal or None
+
+    def _rollout_plan_of(self, problem: Problem) -> RolloutPlan:
+        dilation = max(stage.dilation for stage in problem.stages)
+        processors = self.processors(problem.device)
+        return self.rollout_plan(problem.shape, dilation, len(problem.stages), problem.iterations, processors)
 
     # ---- what a call derives once from its parameters
 
@@ -168,6 +204,75 @@ class Kernels:
             out,
         )
 
+    def residual(
+        self,
+        call: Call,
+        state: Tensor,
+        steps: int,
+        *,
+        keep: Sequence[int] = (),
+        kept: Tensor | None = None,
+        tape_first: int,
+        tapes: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:
+        """Runs `steps` stages in one launch: those of whole iterations, or all but the very last.
+
+        kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, tapes
+        (iterations from tape_first on * (stages - 1), N, C, H, W) those after every stage that does not end an iteration.
+        """
+        stages = call.problem.stages
+        rows = ROWS if call.problem.channels <= ROWS else 2 * ROWS
+        self.ops.cuda_residual(
+            state,
+            [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
+            [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
+            self.inject(call),
+            [stage.dilation for stage in stages],
+            [stage.relu for stage in stages],
+            [stage.skip is not None for stage in stages],
+            steps,
+            list(keep),
+            tape_first,
+            self.processors(state.device),
+            kept,
+            tapes,
+            out,
+        )
+
+    def rollout(
+        self,
+        call: Call,
+        state: Tensor,
+        iterations: int,
+        *,
+        keep: Sequence[int] = (),
+        kept: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:
+        """Runs `iterations` over all multiprocessors in one launch.
+
+        kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, out the last unless it is kept.
+        """
+        stages = call.problem.stages
+        rows = self._rollout_plan_of(call.problem).rows
+        self.ops.cuda_rollout(
+            state,
+            [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
+            [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
+            self.inject(call),
+            [stage.dilation for stage in stages],
+            [stage.relu for stage in stages],
+            [stage.skip is not None for stage in stages],
+            iterations,
+            list(keep),
+            self.processors(state.device),
+            empty_maps(2, state),  # states pass through them from stage to stage
+            state.new_empty(1, dtype=torch.int32),
+            kept,
+            out,
+        )
+
     def wgrad(
         self, grads: Sequence[Tensor], states: Sequence[Tensor], dilation: int, partials: Tensor | None
     ) -> Tensor:
@@ -180,6 +285,20 @@ class Kernels:
             partials = grads[0].new_empty(shape, dtype=torch.float32)
         self.ops.cuda_wgrad(list(grads), list(states), dilation, accumulate, processors, partials)
         return partials
+
+
+def _not_a_chain(problem: Problem, kernel: str) -> str | None:
+    """What keeps a kernel from running whole iterations of several stages; None where nothing does."""
+    stages = problem.stages
+    if not problem.tied:
+        return f"the {kernel} kernel runs tied weights"
+    if problem.norm:
+        return f"the {kernel} kernel has no BatchNorm"
+    if len(stages) > MAX_STAGES:
+        return f"the {kernel} kernel runs up to {MAX_STAGES} stages, and an iteration has {len(stages)}"
+    if any(stage.skip not in (None, number - 1) for number, stage in enumerate(stages)):
+        return f"the {kernel} kernel adds the input of the stage before, and a skip reaches further back"
+    return None
 
 
 def aligned(maps: Tensor) -> Tensor:

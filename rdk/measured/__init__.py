@@ -4,14 +4,16 @@ One file per backend and device, written by `python -m benchmarks dispatch` and 
 
     {"format": 1, "backend": "cpu", "device": "cpu avx512",
      "measured_on": {"hardware": "…", "driver": null, "threads": 1, "torch": "…", "commit": "…", "date": "…", …},
-     "records": [{"kind": "conv", "pass": "forward" | "training", "dtype": "float32", "precision": "fast",
-                  "norm": false, "dilation": 1, "channels": 64, "height": 28, "width": 28, "batch": 128,
-                  "iterations": 5, "stages": 1, "speedup": 3.1, …}, …]}
+     "records": [{"kind": "conv" | "residual" | "linear", "pass": "forward" | "training", "dtype": "float32",
+                  "precision": "fast", "norm": false, "dilation": 1, "channels": 64, "height": 28, "width": 28,
+                  "batch": 128, "iterations": 5, "stages": 1, "speedup": 3.1, …}, …]}
 
 speedup is the median time of eager, in its faster memory layout, over the backend's, from runs in turns in one process whose
 results were checked against float64; "measured_on" is described in benchmarks/environment.py. The nearest record decides:
-equal in kind, pass, dtype, precision, norm and dilation, with the least sum of absolute differences of log2 of channels,
-pixels, batch, iterations and stages. A backend that nobody measured within `MAX_DISTANCE` of a problem is not preferred.
+equal in pass, dtype, precision, norm and dilation, a linear one for a linear problem only, with the least sum of absolute
+differences of log2 of channels, pixels, batch, iterations and stages; residual networks differ from single convolutions in
+their stages; of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` of a
+problem is not preferred. A table speaks for its device alone: a CPU without one for its instruction set runs eager.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from importlib import resources
-from math import log2
+from math import exp, inf, log, log2
 from typing import Any
 
 import torch
 
+from rdk import env
 from rdk.backends.base import Problem
 
 FORMAT = 1
@@ -49,9 +52,11 @@ def tables() -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=None)
 def device_name(device: torch.device) -> str:
-    """The name under which measurements of a device are kept: instruction set for a CPU, product name for a GPU."""
+    """The name under which measurements of a device are kept: product name for a GPU, for a CPU the instruction set of the cpu
+    backend, which is PyTorch's own unless RDK_CPU_ISA names another."""
     if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability().lower()}"
+        wanted = env.read("RDK_CPU_ISA")
+        return f"cpu {torch.backends.cpu.get_cpu_capability().lower() if wanted in ('auto', 'none') else wanted}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return device.type
@@ -63,23 +68,21 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
     if table is None:
         return f"nobody has measured it on {name!r}"
-    nearest = min(
-        (record for record in table["records"] if _comparable(record, problem)),
-        key=lambda record: _distance(record, problem),
-        default=None,
-    )
-    if nearest is None or _distance(nearest, problem) > MAX_DISTANCE:
+    distances = [(_distance(record, problem), record) for record in table["records"] if _comparable(record, problem)]
+    least = min((distance for distance, _ in distances), default=inf)
+    if least > MAX_DISTANCE:
         return f"no problem near this one was measured on {name!r}"
-    if nearest["speedup"] < 1.0:
-        return (
-            f"on the nearest problem measured ({_describe(nearest)}) eager was faster ({nearest['speedup']:.2f} times)"
-        )
+    nearest = [record for distance, record in distances if distance < least + 1e-9]
+    speedup = exp(sum(log(record["speedup"]) for record in nearest) / len(nearest))
+    if speedup < 1.0:
+        more = f" and {len(nearest) - 1} as near" if len(nearest) > 1 else ""
+        return f"on the nearest problem measured ({_describe(nearest[0])}{more}) eager was faster ({speedup:.2f} times)"
     return None
 
 
 def _comparable(record: Record, problem: Problem) -> bool:
     return bool(
-        record["kind"] == problem.kind
+        (record["kind"] == "linear") == (problem.kind == "linear")
         and record["pass"] == ("training" if problem.needs_grad else "forward")
         and record["dtype"] == str(problem.dtype).removeprefix("torch.")
         and record["precision"] == problem.precision

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../plan.h"
+#include "../rollout_plan.h"
 
 using namespace rdk::cuda;
 
@@ -194,6 +195,79 @@ void resident_plans() {
         }
 }
 
+// Every pixel lies in one grid, and what a convolution reads from it lies in the same grid, nearer by `split`.
+void sub_grids() {
+  for (const auto& [images, height, width, split] : std::vector<std::array<int, 4>>{
+           {1, 1, 1, 1}, {2, 5, 7, 1}, {2, 8, 6, 2}, {1, 7, 9, 2}, {1, 10, 11, 3}, {3, 2, 5, 3}, {1, 1, 4, 8}}) {
+    const SubGrids grids{height, width, split};
+    std::set<int64_t> seen;
+    for (int item = 0; item < images * grids.count(); ++item) {
+      const SubGrid sub = grids.grid(item);
+      expect(sub.height >= 1 && sub.height <= ceil_div(height, split) && sub.width >= 1 &&
+                 sub.width <= ceil_div(width, split),
+             "size", item, sub.height, sub.width);
+      for (int y = 0; y < sub.height; ++y)
+        for (int x = 0; x < sub.width; ++x) {
+          const int64_t pixel = grids.pixel(sub, y, x);
+          expect(seen.insert(pixel).second, "each pixel once", item, y, x);
+          const int column = static_cast<int>(pixel % width), row = static_cast<int>(pixel / width % height);
+          expect(pixel / width / height == sub.image, "image", item, y, x);
+          for (int dilation : {1, 2})  // in the grid
+            for (int r = -1; r < 2; ++r)
+              for (int s = -1; s < 2; ++s) {
+                const int to_row = row + r * dilation * split, to_column = column + s * dilation * split;
+                const bool real = to_row >= 0 && to_row < height && to_column >= 0 && to_column < width;
+                const int to_y = y + r * dilation, to_x = x + s * dilation;
+                const bool inside = to_y >= 0 && to_y < sub.height && to_x >= 0 && to_x < sub.width;
+                expect(real == inside, "a grid ends where the map does", item, y, x);
+                const int64_t there = (static_cast<int64_t>(sub.image) * height + to_row) * width + to_column;
+                if (real) expect(grids.pixel(sub, to_y, to_x) == there, "tap", item, y, x);
+              }
+        }
+    }
+    expect(static_cast<int>(seen.size()) == images * height * width, "all pixels");
+  }
+}
+
+void residual_plans() {
+  // the figures of four grids of 16 x 16 at 128 channels
+  const ResidualPlan w5 = residual_plan(50, 128, 32, 32, 2, 2, 132);
+  const ResidualLayout layout5 = residual_layout(w5.tile, w5.grid, w5.slots, 128, w5.buffers);
+  expect(w5.refusal == nullptr && w5.grids.split == 2 && w5.items == 200 && w5.blocks == 132, "grids of 32 x 32");
+  expect(w5.tile.m == 2 && w5.tile.n1 == 144 && w5.tile.n2 == 128 && w5.grid.span() == 271, "tile of 16 x 16");
+  expect(w5.slots == 307 && layout5.map_bytes == 78720 && layout5.buffer_bytes == 12288, "bytes of 16 x 16");
+  expect(w5.buffers == 5 && layout5.total == 223072, "shared memory of 16 x 16", w5.buffers, layout5.total);
+  expect(residual_plan(1, 128, 32, 32, 1, 1, 132).refusal != nullptr, "a whole map of 32 x 32 does not fit");
+  for (int channels : {16, 64, 80, 128})
+    for (int height = 1; height < 40; height += 1 + height / 8)
+      for (int width = 1; width < 40; width += 3)
+        for (const auto& [common, largest] : std::vector<std::array<int, 2>>{{1, 1}, {1, 3}, {2, 2}, {2, 6}, {6, 6}}) {
+          const ResidualPlan plan = residual_plan(3, channels, height, width, common, largest, 5);
+          for (int split = 1; split <= common; ++split) {
+            if (common % split != 0) continue;
+            const ResidualPlan other = residual_plan_for(split, 3, channels, height, width, largest, 5);
+            if (other.refusal != nullptr) continue;
+            expect(plan.refusal == nullptr, "fits", channels, height, width);
+            expect(ceil_div(plan.items, 5) * (plan.tile.n1 + plan.tile.n2) <=
+                       ceil_div(other.items, 5) * (other.tile.n1 + other.tile.n2),
+                   "cheapest", channels, height, width);
+          }
+          if (plan.refusal != nullptr) continue;
+          const PaddedGrid& grid = plan.grid;
+          expect(grid.dilation * plan.grids.split == largest && plan.tile.rows() >= channels, "cut");
+          expect(plan.items == 3 * plan.grids.count() && plan.tile.positions() >= grid.span(), "tile holds the grid");
+          const ResidualLayout layout = residual_layout(plan.tile, grid, plan.slots, channels, plan.buffers);
+          expect(plan.buffers >= kResidualMinBuffers && layout.total <= kSharedBytes, "shared memory", channels, height,
+                 width);
+          expect(layout.ring % 128 == 0 && layout.buffer_bytes % 128 == 0 && layout.barriers % 8 == 0, "alignment");
+          // the furthest read of a product stays in its own map, and every tap of a pixel does
+          const int last = (channels / 8 - 1) * plan.slots + plan.tile.positions() - 1 + 2 * grid.halo();
+          expect((last + 1) * kUnit <= layout.map_bytes, "reads past the end", channels, height, width);
+          const int first = resident_first_slot(grid), end = first + grid.span() - 1;
+          expect(first + grid.tap(0, 0) >= 0 && end + grid.tap(2, 2) < plan.slots, "taps", height, width);
+        }
+}
+
 void wgrad_plans() {
   for (int images : {1, 5, 128})
     for (int channels : {16, 64, 144, 512})
@@ -219,19 +293,90 @@ void wgrad_plans() {
       }
 }
 
+// Every pixel lies in one patch, and what a tap reads around a patch is a pixel's own neighbour.
+void patches() {
+  for (const auto& [images, height, width] :
+       std::vector<std::array<int, 3>>{{1, 1, 1}, {2, 8, 8}, {1, 9, 7}, {3, 16, 17}, {1, 32, 32}, {2, 3, 25}}) {
+    const Patches all{height, width};
+    std::set<int> seen;
+    for (int patch = 0; patch < images * all.count(); ++patch) {
+      for (int row = 0; row < 64; ++row) {  // of a product
+        const int y = row / 8, x = row % 8, pixel = all.pixel(patch, y, x);
+        if (pixel < 0) continue;
+        expect(seen.insert(pixel).second && pixel < images * height * width, "each pixel once", patch, y, x);
+        for (const auto& [dilation, largest] : std::vector<std::array<int, 2>>{{1, 1}, {2, 2}, {1, 3}, {2, 3}})
+          for (int r = 0; r < 3; ++r)
+            for (int s = 0; s < 3; ++s) {
+              // the slot that row 0 reads, and from there 8 rows in a line, then a pitch further
+              const int pitch = 8 + 2 * largest;
+              const int slot = patch_tap(r, s, dilation, largest) + y * pitch + x;
+              expect(slot >= 0 && slot < patch_slots(largest), "tap inside", r, s, slot);
+              const int found = all.pixel(patch, slot / pitch - largest, slot % pitch - largest);
+              const int to_y = pixel / width % height + (r - 1) * dilation;
+              const int to_x = pixel % width + (s - 1) * dilation;
+              const bool real = to_y >= 0 && to_y < height && to_x >= 0 && to_x < width;
+              expect(found == (real ? pixel + (r - 1) * dilation * width + (s - 1) * dilation : -1), "tap", pixel, r,
+                     s);
+            }
+      }
+    }
+    expect(static_cast<int>(seen.size()) == images * height * width, "all pixels", height, width);
+  }
+}
+
+void rollout_plans() {
+  // the figures of one map of 32 x 32 at 128 channels, four convolutions
+  const RolloutPlan maze = rollout_plan(1, 128, {32, 32}, 1, 4, 132);
+  const RolloutLayout layout = rollout_layout(maze.tile, 128, 4, 1, maze.slots);
+  expect(maze.refusal == nullptr && maze.tile.n == 16 && maze.blocks == 128 && maze.patches == 1, "tiles of 32 x 32");
+  expect(layout.patch == 147456 && layout.exchange - layout.patch == 25600, "bytes of 32 x 32");
+  expect(layout.total == 177968, "shared memory of 32 x 32", layout.total);
+  for (int images : {0, 1, 2, 5, 20})
+    for (int channels : {16, 48, 64, 128, 464, 1024})
+      for (int size : {1, 8, 9, 13, 28, 32, 224})
+        for (int stages : {1, 2, 4, 5, 16})
+          for (int dilation : {1, 2, 5, 40, 100000})
+            for (int processors : {1, 4, 132}) {
+              const Patches maps{size, size};
+              const RolloutPlan plan = rollout_plan(images, channels, maps, dilation, stages, processors);
+              if (plan.refusal != nullptr) continue;
+              expect(rollout_layout(plan.tile, channels, stages, dilation, plan.slots).total <= kSharedBytes,
+                     "shared memory", channels, stages, dilation);
+              expect(plan.blocks <= processors && plan.patches <= kRolloutMaxPatches, "runs together", plan.blocks);
+              expect(plan.groups * plan.tile.n >= channels && (plan.groups - 1) * plan.tile.n < channels, "channels");
+              expect(plan.blocks % plan.groups == 0, "whole groups", plan.blocks, plan.groups);
+              const int columns = plan.blocks / plan.groups, all = images * maps.count();
+              expect(columns * plan.patches >= all && (columns - 1) * plan.patches <= all, "patches", columns, all);
+              expect(plan.slots >= patch_slots(dilation), "slots");
+    // no other tile of the table is cheaper
+#define RDK_TRY(N)                                                                                             \
+  {                                                                                                            \
+    const RolloutPlan other = rollout_plan_for({N}, images, channels, maps, dilation, stages, processors);     \
+    expect(other.refusal != nullptr || rollout_cost(plan, channels) <= rollout_cost(other, channels), "cost"); \
+  }
+              RDK_ROLLOUT_TILES(RDK_TRY)
+#undef RDK_TRY
+            }
+}
+
 }  // namespace
 
 // everything is known at compile time too
 static_assert(Divider::by(29).quotient(811) == 27);
 static_assert(conv_plan(128, 512, {16, 16, 1}, 132).stages >= 3);
-static_assert(kConvProducerRegisters + 2 * kConvConsumerRegisters <= 512 &&
-              kWgradProducerRegisters + 3 * kWgradConsumerRegisters <= 512);
+// what the warpgroups of a block ask for is what it was launched with: 65,536 registers, a multiple of 8 per thread
+constexpr int launched_registers(int threads) { return 65536 / threads / 8 * 8 * (threads / kWarpgroup); }
+static_assert(kConvProducerRegisters + 2 * kConvConsumerRegisters <= launched_registers(kConvThreads) &&
+              kWgradProducerRegisters + 3 * kWgradConsumerRegisters <= launched_registers(kWgradThreads) &&
+              kResidualCarrierRegisters + 2 * kResidualConsumerRegisters <= launched_registers(kResidualThreads));
 
 int main() {
   const std::map<const char*, void (*)()> checks = {
-      {"dividers", dividers},       {"positions", positions},           {"shared_maps", shared_maps},
-      {"descriptors", descriptors}, {"packed_weights", packed_weights}, {"fragments", fragments},
-      {"conv_plans", conv_plans},   {"resident_plans", resident_plans}, {"wgrad_plans", wgrad_plans}};
+      {"dividers", dividers},          {"positions", positions},           {"shared_maps", shared_maps},
+      {"descriptors", descriptors},    {"packed_weights", packed_weights}, {"fragments", fragments},
+      {"conv_plans", conv_plans},      {"resident_plans", resident_plans}, {"wgrad_plans", wgrad_plans},
+      {"sub_grids", sub_grids},        {"residual_plans", residual_plans}, {"patches", patches},
+      {"rollout_plans", rollout_plans}};
   for (const auto& [name, check] : checks) {
     under_test = name;
     check();

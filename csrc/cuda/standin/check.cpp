@@ -229,6 +229,8 @@ const char* run_case(const std::string& name) {
   if (name == "wgrad_2") return wgrad_case({1, 16, 30, 5, 1}, 2, 3);
   if (name == "wgrad_5") return wgrad_case({2, 80, 9, 8, 2, false}, 5, 9);
   if (name == "wgrad_ring") return wgrad_case({4, 64, 17, 16, 1}, 3, 1);
+  if (name.starts_with("residual")) return residual_case(name);
+  if (name.starts_with("rollout")) return rollout_case(name);
   return "no such case";
 }
 

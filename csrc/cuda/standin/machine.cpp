@@ -1,6 +1,7 @@
 // Lanes as fibers, their scheduler and watchdog, shared memory and barriers of the stand-in (machine.h).
 #include "machine.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <thread>
@@ -13,6 +14,7 @@ namespace rdk::cuda::standin {
 
 namespace {
 
+constexpr size_t kStackBytes = 128 * 1024;  // of a lane
 thread_local Lane* current = nullptr;
 const std::function<void()>* running_kernel = nullptr;
 std::string last_message;
@@ -50,10 +52,10 @@ void lane_main() {
   leave();
 }
 
-void set_failure(Block& block, const std::string& message) {
-  const std::lock_guard lock(block.mutex);
-  if (!block.failed) block.message = message;
-  block.failed = true;
+void set_failure(Grid& grid, const std::string& message) {
+  const std::lock_guard lock(grid.mutex);
+  if (!grid.failed) grid.message = message;
+  grid.failed = true;
 }
 
 void run_warpgroup(Block& block, int number) {
@@ -68,21 +70,21 @@ void run_warpgroup(Block& block, int number) {
     lane.thread = number * kLanes + i;
     lane.block = &block;
     lane.group = &group;
-    lane.stack.resize(128 * 1024);
+    lane.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     lane.fiber = fiber_new();
     getcontext(&lane.context);
-    lane.context.uc_stack.ss_sp = lane.stack.data();
-    lane.context.uc_stack.ss_size = lane.stack.size();
+    lane.context.uc_stack.ss_sp = lane.stack.get();
+    lane.context.uc_stack.ss_size = kStackBytes;
     lane.context.uc_link = nullptr;
     makecontext(&lane.context, lane_main, 0);
   }
   unsigned seen = block.progress;
   auto since = std::chrono::steady_clock::now();
-  for (int left = kLanes; left > 0 && !block.failed;) {
+  for (int left = kLanes; left > 0 && !block.grid.failed;) {
     left = 0;
     bool ran = false;
     for (Lane& lane : group.lanes) {
-      if (lane.done || block.failed) continue;
+      if (lane.done || block.grid.failed) continue;
       ++left;
       if (lane.waiting && !lane.waiting()) continue;
       lane.waiting = nullptr;
@@ -103,7 +105,7 @@ void run_warpgroup(Block& block, int number) {
       for (Lane& lane : group.lanes) {
         if (!lane.done && where.empty()) where = "thread " + std::to_string(lane.thread) + " waits at " + lane.place;
       }
-      set_failure(block, "deadlock in block " + std::to_string(block.index) + ": " + where);
+      set_failure(block.grid, "deadlock in block " + std::to_string(block.index) + ": " + where);
     }
   }
   for (Lane& lane : group.lanes) fiber_end(lane.fiber);
@@ -116,8 +118,11 @@ Settings& settings() {
   return instance;
 }
 
-Block::Block(int shared_bytes)
-    : shared(shared_bytes, 0xff), written_by(shared_bytes / 16 + 1) {}  // 0xffff is NaN in both halves
+Block::Block(Grid& grid, int shared_bytes)
+    : grid(grid),
+      shared(shared_bytes, 0xff),  // 0xffff is NaN in both halves
+      written_by(shared_bytes / 16 + 1),
+      progress(grid.progress) {}
 
 uint8_t* Block::at(uint32_t address, int bytes, int alignment, const char* what) {
   if (address % alignment != 0) fail(std::string(what) + ": misaligned address " + std::to_string(address));
@@ -128,20 +133,26 @@ uint8_t* Block::at(uint32_t address, int bytes, int alignment, const char* what)
   return shared.data() + (address - kSharedStart);
 }
 
-const char* run_grid(const std::function<void()>& kernel, int blocks, int threads, int shared_bytes) {
+const char* run_grid(const std::function<void()>& kernel, int blocks, int threads, int shared_bytes, bool together) {
   last_message.clear();
   if (threads % kLanes != 0) last_message = "the stand-in runs whole warpgroups only";
   running_kernel = &kernel;
-  for (int index = 0; index < blocks && last_message.empty(); ++index) {
-    Block block(shared_bytes);
-    block.index = index;
-    block.count = blocks;
-    block.threads = threads;
+  const int at_once = together ? blocks : 1;
+  for (int first = 0; first < blocks && last_message.empty(); first += at_once) {
+    Grid grid;
+    if (together) grid.words = std::make_unique<GlobalWords>();
     std::vector<std::thread> warpgroups;
-    for (int number = 0; number < threads / kLanes; ++number)
-      warpgroups.emplace_back([&block, number] { run_warpgroup(block, number); });
+    for (int index = first; index < first + at_once; ++index) {
+      grid.blocks.push_back(std::make_unique<Block>(grid, shared_bytes));
+      Block& block = *grid.blocks.back();
+      block.index = index;
+      block.count = blocks;
+      block.threads = threads;
+      for (int number = 0; number < threads / kLanes; ++number)
+        warpgroups.emplace_back([&block, number] { run_warpgroup(block, number); });
+    }
     for (std::thread& warpgroup : warpgroups) warpgroup.join();
-    if (block.failed) last_message = block.message;
+    if (grid.failed) last_message = grid.message;
   }
   return last_message.empty() ? nullptr : last_message.c_str();
 }
@@ -150,8 +161,8 @@ Lane& self() { return *current; }
 
 void fail(const std::string& message) {
   Lane& lane = *current;
-  set_failure(*lane.block, "thread " + std::to_string(lane.thread) + " of block " + std::to_string(lane.block->index) +
-                               ": " + message);
+  set_failure(lane.block->grid, "thread " + std::to_string(lane.thread) + " of block " +
+                                    std::to_string(lane.block->index) + ": " + message);
   lane.waiting = [] { return false; };
   for (;;) leave();  // never resumed
 }
@@ -222,16 +233,23 @@ void barrier_sync(int id, int threads) {
     barrier->expected = threads;
     generation = barrier->generation;
     ++block.progress;
+    barrier->stored.insert(barrier->stored.end(), lane.stored.begin(), lane.stored.end());
+    lane.stored.clear();
+    barrier->acquired = std::max(barrier->acquired, lane.acquired);
     if (++barrier->arrived == threads) {
+      block.stored.insert(block.stored.end(), barrier->stored.begin(), barrier->stored.end());
+      barrier->stored.clear();
       barrier->arrived = 0;
       ++barrier->generation;
-      return;
     }
   }
-  wait_until("bar.sync", [&block, barrier, generation] {
+  const auto passed = [&block, barrier, generation] {
     const std::lock_guard lock(block.mutex);
     return barrier->generation != generation;
-  });
+  };
+  wait_until("bar.sync", passed);
+  const std::lock_guard lock(block.mutex);
+  lane.acquired = std::max(lane.acquired, barrier->acquired);
 }
 
 namespace {
@@ -307,6 +325,7 @@ void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t address) {
   Block& block = *self().block;
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
     fail("bulk copy: size and source are multiples of 16 bytes");
+  check_global(from, bytes);
   block.at(to, bytes, 16, "bulk copy");
   const std::lock_guard lock(block.mutex);
   Mbarrier& barrier = mbarrier_at(block, address);
@@ -332,6 +351,7 @@ void land_generic(const AsyncCopy& copy) {
 void copy_async(uint32_t to, const void* from, bool valid) {
   const AsyncCopy copy{to, valid ? from : nullptr, 16};
   if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("cp.async: the source is not aligned to 16 bytes");
+  if (valid) check_global(from, 16);
   if (settings().late) {
     self().open_copies.push_back(copy);
   } else {

@@ -36,15 +36,17 @@ RDK_DEVICE uint32_t load_shared_word(uint32_t address) {
 RDK_DEVICE void store_shared_word(uint32_t address, uint32_t word) { standin::write_shared(address, &word, 4, 4); }
 
 RDK_DEVICE Unit load_global(const void* address) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) standin::fail("16-byte load from a misaligned global address");
   Unit unit;
-  std::memcpy(&unit, address, 16);
+  standin::read_global(address, &unit, 16);
   return unit;
 }
-RDK_DEVICE void store_global(void* address, const Unit& unit) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) standin::fail("16-byte store to a misaligned global address");
-  std::memcpy(address, &unit, 16);
+RDK_DEVICE void store_global(void* address, const Unit& unit) { standin::write_global(address, &unit, 16); }
+RDK_DEVICE uint32_t load_global_word(const void* address) {
+  uint32_t word;
+  standin::read_global(address, &word, 4);
+  return word;
 }
+RDK_DEVICE void store_global_word(void* address, uint32_t word) { standin::write_global(address, &word, 4); }
 RDK_DEVICE void prefetch_global(const void*) {}
 RDK_DEVICE void copy_async(uint32_t to, const void* from, bool valid) { standin::copy_async(to, from, valid); }
 RDK_DEVICE void copy_async_commit() { standin::copy_async_commit(); }
@@ -63,6 +65,12 @@ RDK_DEVICE bool mbarrier_test(uint32_t address, uint32_t parity) { return standi
 RDK_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity) { standin::mbarrier_wait(address, parity); }
 RDK_DEVICE void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   standin::bulk_copy(to, from, bytes, barrier);
+}
+
+RDK_DEVICE void fence_device() { standin::fence_device(); }
+RDK_DEVICE void count_up(uint32_t* counter) { standin::count_up(counter); }
+RDK_DEVICE void wait_for_count(const uint32_t* counter, uint32_t at_least) {
+  standin::wait_for_count(counter, at_least);
 }
 
 template <class T>
@@ -122,9 +130,10 @@ void wgmma(float (&sums)[N / 2], uint64_t a, uint64_t b) {
 }
 
 template <class Params>
-const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void*, const Params& params) {
+const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void*, const Params& params,
+                   bool together = false) {
   if (shared_bytes > kSharedBytes) return "more shared memory than a block may have";
-  return standin::run_grid([&] { kernel(params); }, blocks, threads, shared_bytes);
+  return standin::run_grid([&] { kernel(params); }, blocks, threads, shared_bytes, together);
 }
 
 }  // namespace rdk::cuda

@@ -67,6 +67,8 @@ class TritonBackend:
 def _wrong_device(problem: Problem) -> str | None:
     device = problem.device
     if device.type == "cuda":
+        if interpreting():
+            return f"TRITON_INTERPRET is set: Triton's interpreter runs on CPU tensors, and the state is on {device}"
         if torch.version.cuda is not None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
             major, minor = torch.cuda.get_device_capability(device)
             return f"it needs compute capability 8.0 or newer, and {device} has {major}.{minor}"

@@ -1,0 +1,113 @@
+// The cases of rollout.cuh: several convolutions of few maps over blocks that run at the same time. Called by
+// check.cpp.
+#include <algorithm>
+
+#include "check.h"
+
+namespace rdk::cuda::check {
+
+namespace {
+
+struct Run {
+  int iterations, processors;
+  bool inject = false;
+  int every = 0;                                  // which states are kept: 0 none
+  int expected_blocks = 0, expected_columns = 0;  // of the plan: what the case is about
+};
+
+const char* rollout(const Problem& problem, const std::vector<ResidualStage>& stages, const Run& run) {
+  const Patches patches{problem.height, problem.width};
+  const int count = static_cast<int>(stages.size());
+  int largest = 0;
+  for (const ResidualStage& stage : stages) largest = std::max(largest, stage.dilation);
+  const RolloutPlan plan = rollout_plan(problem.images, problem.channels, patches, largest, count, run.processors);
+  if (plan.refusal != nullptr) return plan.refusal;
+  if (plan.blocks != run.expected_blocks || plan.tile.n != run.expected_columns) return "the plan is another";
+  const auto elements = static_cast<int64_t>(problem.elements());
+  const Halves input = random_map(problem, -2, 2), inject = random_map(problem, -2, 2);
+  std::vector<std::vector<float>> weights(count), biases(count);
+  std::vector<Halves> packed_weights(count);
+  RolloutParams p = rollout_params(plan, problem.images, problem.channels, patches, largest);
+  for (int stage = 0; stage < count; ++stage) {
+    weights[stage] = random_weights(problem, 1.5 / (kTaps * problem.channels));
+    packed_weights[stage] = packed(problem, weights[stage], plan.tile.n);
+    for (int channel = 0; channel < problem.channels; ++channel)
+      biases[stage].push_back(static_cast<float>(static_cast<int>(random_source() % 5) - 2));
+    p.stage[stage] = stages[stage];
+    p.stage[stage].weights = packed_weights[stage].data();
+    p.stage[stage].bias = stage % 3 == 2 ? nullptr : biases[stage].data();
+    if (stage % 3 == 2) std::fill(biases[stage].begin(), biases[stage].end(), 0.0f);
+  }
+  const int states = run.every == 0 ? 0 : run.iterations / run.every;
+  const bool last_is_kept = states > 0 && run.iterations % run.every == 0;
+  uint32_t arrivals = 0;
+  // one map more than is asked for, which must stay as it is
+  Halves output(elements, 0x7fff), kept(elements * (states + 1), 0x7fff), workspace(2 * elements, 0x7fff);
+  p.input = input.data();
+  p.inject = run.inject ? inject.data() : nullptr;
+  p.workspace = workspace.data();
+  p.kept = kept.data(), p.kept_stride = elements;
+  p.output = last_is_kept ? nullptr : output.data();
+  p.arrivals = &arrivals;
+  p.stages = count, p.steps = run.iterations * count;
+  for (int iteration = run.every - 1; states > 0 && iteration < run.iterations; iteration += run.every)
+    p.keep[iteration / 32] |= 1u << (iteration % 32);
+  const char* error = problem.bf16 ? launch_rollout_bf16(p, plan.tile, plan.blocks, nullptr)
+                                   : launch_rollout_fp16(p, plan.tile, plan.blocks, nullptr);
+  if (error != nullptr) return error;
+
+  Halves state = input, before;
+  for (int step = 0; step < p.steps; ++step) {
+    const int iteration = step / count, stage = step % count;
+    Problem dilated = problem;
+    dilated.dilation = stages[stage].dilation;
+    const std::vector<float> sums = plain_convolution(dilated, state, weights[stage]);
+    Halves after(state.size());
+    for (size_t i = 0; i < state.size(); ++i) {
+      float z = sums[i] + biases[stage][i % problem.channels];
+      if (run.inject && stage == 0) z += widen(inject[i], problem);
+      if (stages[stage].skip) z += widen(before[i], problem);
+      after[i] = narrow(stages[stage].relu && z <= 0 ? 0.0f : z, problem);
+    }
+    before = state;
+    state = after;
+    if (stage < count - 1 || states == 0 || (iteration + 1) % run.every != 0) continue;
+    const auto from = kept.begin() + elements * (iteration / run.every);
+    if (const char* wrong = differs(Halves(from, from + elements), state)) return wrong;
+  }
+  if (kept[elements * states] != 0x7fff) return "a state was written that was not asked for";
+  return last_is_kept ? nullptr : differs(output, state);
+}
+
+// dilation, ReLU, skip
+std::vector<ResidualStage> block(int first, int second) {
+  return {{nullptr, nullptr, first, 1, 0}, {nullptr, nullptr, second, 1, 1}};
+}
+
+std::vector<ResidualStage> joined(std::vector<ResidualStage> one, const std::vector<ResidualStage>& two) {
+  one.insert(one.end(), two.begin(), two.end());
+  return one;
+}
+
+}  // namespace
+
+const char* rollout_case(const std::string& name) {
+  const std::vector<ResidualStage> convolution = {{nullptr, nullptr, 1, 1, 0}};
+  if (name == "rollout_1") return rollout({1, 32, 13, 11}, block(1, 1), {1, 9, false, 0, 4, 32});
+  if (name == "rollout_2") return rollout({1, 64, 8, 9}, block(1, 1), {2, 8, true, 2, 4, 32});
+  if (name == "rollout_5") return rollout({1, 48, 16, 7}, convolution, {5, 7, false, 2, 4, 32});
+  if (name == "rollout_dilated") return rollout({1, 32, 15, 12, 1, false}, block(2, 2), {2, 8, true, 0, 4, 32});
+  if (name == "rollout_recall") {
+    const std::vector<ResidualStage> stages = {
+        {nullptr, nullptr, 1, 0, 0}, {nullptr, nullptr, 2, 1, 0}, {nullptr, nullptr, 3, 1, 1}};
+    return rollout({1, 16, 9, 17}, stages, {5, 6, true, 1, 6, 16});
+  }
+  // the maze network's form: eight groups of 16 channels
+  if (name == "rollout_maze") return rollout({1, 128, 8, 8}, joined(block(1, 1), block(1, 1)), {2, 8, false, 0, 8, 16});
+  // two images of two patches each, two patches a block; a quarter of the columns are no channels
+  if (name == "rollout_images") return rollout({2, 48, 10, 5}, block(1, 1), {2, 2, true, 0, 2, 64});
+  if (name == "rollout_wide") return rollout({1, 64, 17, 8, 1, false}, convolution, {5, 2, true, 5, 2, 64});
+  return "no such case";
+}
+
+}  // namespace rdk::cuda::check
