@@ -21,6 +21,7 @@ from experiments.configs import EXPERIMENTS, experiment
 from experiments.engine import Place
 from experiments.estimate import RATES, Rate, estimate
 from experiments.report import BEGIN, END, write
+from experiments.report.sections_training import BUILDERS
 from experiments.settings import Run, as_dict
 
 pytest.importorskip("sklearn")
@@ -227,6 +228,20 @@ def test_the_report_computes_what_it_prints(tmp_path: Path) -> None:
 def test_a_report_without_records_says_not_run(tmp_path: Path) -> None:
     text = write(tmp_path, None)[0].read_text()
     assert text.count("| not run |") == len(EXPERIMENTS)
+
+
+def test_every_experiment_made_of_runs_has_its_part_of_the_report(tmp_path: Path) -> None:
+    """One record of each kind of net and data that a preset holds is enough for its table or picture."""
+    for name in BUILDERS:
+        for run in experiment(name).runs():
+            if run.seed == 0:
+                records.add_run(result(run, 60.0 + run.model.depth / 10), tmp_path)
+    text = write(tmp_path, None)[0].read_text()
+    for name in BUILDERS:
+        part = text.split(f"## {name}: ")[1].split("\n## ")[0]
+        assert "| " in part, name
+        assert f"| {name} | {EXPERIMENTS[name].title} | `run {name}` | not run |" not in text, name
+    assert "small mazes, recurrent: rank correlation of accuracy with depth +1.00" in text
 
 
 def test_finished_runs_are_recorded_with_their_source(tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ from matplotlib.colors import ListedColormap
 
 COLOURS = {True: "C0", False: "C1"}
 KINDS = {True: "recurrent", False: "feed-forward"}
-DATA_NAMES = {"cifar10": "CIFAR-10", "svhn": "SVHN", "emnist": "EMNIST", "imagenet": "ImageNet", "digits": "digits"}
+DATA_NAMES = {
+    "cifar10": "CIFAR-10",
+    "svhn": "SVHN",
+    "emnist": "EMNIST",
+    "imagenet": "ImageNet",
+    "digits": "digits",
+    "mazes": "mazes",
+}
 DATA_NAMES |= {"5": "small mazes", "6": "medium mazes", "7": "large mazes"}
 
 
