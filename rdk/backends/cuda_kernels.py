@@ -221,16 +221,10 @@ class Kernels:
         kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, tapes
         (iterations from tape_first on * (stages - 1), N, C, H, W) those after every stage that does not end an iteration.
         """
-        stages = call.problem.stages
         rows = ROWS if call.problem.channels <= ROWS else 2 * ROWS
         self.ops.cuda_residual(
             state,
-            [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
-            [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
-            self.inject(call),
-            [stage.dilation for stage in stages],
-            [stage.relu for stage in stages],
-            [stage.skip is not None for stage in stages],
+            *self._chain(call, rows),
             steps,
             list(keep),
             tape_first,
@@ -254,16 +248,10 @@ class Kernels:
 
         kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, out the last unless it is kept.
         """
-        stages = call.problem.stages
         rows = self._rollout_plan_of(call.problem).rows
         self.ops.cuda_rollout(
             state,
-            [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
-            [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
-            self.inject(call),
-            [stage.dilation for stage in stages],
-            [stage.relu for stage in stages],
-            [stage.skip is not None for stage in stages],
+            *self._chain(call, rows),
             iterations,
             list(keep),
             self.processors(state.device),
@@ -271,6 +259,18 @@ class Kernels:
             state.new_empty(1, dtype=torch.int32),
             kept,
             out,
+        )
+
+    def _chain(self, call: Call, rows: int) -> tuple[Any, ...]:
+        """A call's stages as both operators take them: weights in blocks of `rows`, biases, inject, dilations, ReLUs, skips."""
+        stages = call.problem.stages
+        return (
+            [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
+            [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
+            self.inject(call),
+            [stage.dilation for stage in stages],
+            [stage.relu for stage in stages],
+            [stage.skip is not None for stage in stages],
         )
 
     def wgrad(
