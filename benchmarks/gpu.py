@@ -98,9 +98,8 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     folder = libraries.folder_for_these_sources()
     reason = libraries.build(folder, out / "build.log", BUILD * 60 * minutes)
     say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
-    os.environ["RDK_LIBRARY_FOLDER"] = str(
-        folder / "rdk"
-    )  # for this process, which has loaded none yet, and its children
+    # for this process, which has loaded none yet, and its children
+    os.environ["RDK_LIBRARY_FOLDER"] = str(folder / "rdk")
     if not any(record["suite"] == "tests" for record in earlier):
         found = test(out / "tests.log", TESTS * 60 * minutes, about)
         records.append(path, [found])

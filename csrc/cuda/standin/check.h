@@ -77,6 +77,23 @@ inline std::vector<float> plain_convolution(const Problem& problem, const Halves
   return output;
 }
 
+// One stage of a chain: convolution, bias, inject where given, a skip of the map that entered the stage before, ReLU.
+inline Halves plain_stage(const Problem& problem, const ResidualStage& stage, const Halves& state,
+                          const std::vector<float>& weights, const std::vector<float>& bias, const Halves* inject,
+                          const Halves& before) {
+  Problem dilated = problem;
+  dilated.dilation = stage.dilation;
+  const std::vector<float> sums = plain_convolution(dilated, state, weights);
+  Halves after(state.size());
+  for (size_t i = 0; i < state.size(); ++i) {
+    float z = sums[i] + bias[i % problem.channels];
+    if (inject != nullptr) z += widen((*inject)[i], problem);
+    if (stage.skip) z += widen(before[i], problem);
+    after[i] = narrow(stage.relu && z <= 0 ? 0.0f : z, problem);
+  }
+  return after;
+}
+
 inline const char* differs(const Halves& found, const Halves& expected) {
   static char text[96];
   for (size_t i = 0; i < expected.size(); ++i) {

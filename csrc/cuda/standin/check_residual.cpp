@@ -2,6 +2,7 @@
 // check.cpp.
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "check.h"
 
@@ -65,18 +66,10 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
   };
   for (int step = 0; step < steps; ++step) {
     const int iteration = step / count, stage = step % count;
-    Problem dilated = problem;
-    dilated.dilation = stages[stage].dilation;
-    const std::vector<float> sums = plain_convolution(dilated, state, weights[stage]);
-    Halves after(state.size());
-    for (size_t i = 0; i < state.size(); ++i) {
-      float z = sums[i] + biases[stage][i % problem.channels];
-      if (run.inject && stage == 0) z += widen(inject[i], problem);
-      if (stages[stage].skip) z += widen(before[i], problem);
-      after[i] = narrow(stages[stage].relu && z <= 0 ? 0.0f : z, problem);
-    }
-    before = state;
-    state = after;
+    Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
+                               run.inject && stage == 0 ? &inject : nullptr, before);
+    before = std::move(state);
+    state = std::move(after);
     if (stage == count - 1) {
       if (const char* wrong = iteration % 2 == 1 ? differs_at(kept, iteration / 2) : nullptr) return wrong;
     } else if (tapes > 0 && iteration >= run.tape_first) {

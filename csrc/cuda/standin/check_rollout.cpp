@@ -1,6 +1,7 @@
 // The cases of rollout.cuh: several convolutions of few maps over blocks that run at the same time. Called by
 // check.cpp.
 #include <algorithm>
+#include <utility>
 
 #include "check.h"
 
@@ -59,18 +60,10 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   Halves state = input, before;
   for (int step = 0; step < p.steps; ++step) {
     const int iteration = step / count, stage = step % count;
-    Problem dilated = problem;
-    dilated.dilation = stages[stage].dilation;
-    const std::vector<float> sums = plain_convolution(dilated, state, weights[stage]);
-    Halves after(state.size());
-    for (size_t i = 0; i < state.size(); ++i) {
-      float z = sums[i] + biases[stage][i % problem.channels];
-      if (run.inject && stage == 0) z += widen(inject[i], problem);
-      if (stages[stage].skip) z += widen(before[i], problem);
-      after[i] = narrow(stages[stage].relu && z <= 0 ? 0.0f : z, problem);
-    }
-    before = state;
-    state = after;
+    Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
+                               run.inject && stage == 0 ? &inject : nullptr, before);
+    before = std::move(state);
+    state = std::move(after);
     if (stage < count - 1 || states == 0 || (iteration + 1) % run.every != 0) continue;
     const auto from = kept.begin() + elements * (iteration / run.every);
     if (const char* wrong = differs(Halves(from, from + elements), state)) return wrong;
