@@ -104,14 +104,19 @@ def test_no_data_race(kernel: str, late: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", ["CONV_EMPTY", "RESIDENT_BARRIER", "RESIDUAL_BARRIER", "ROLLOUT_WAIT"])
+@pytest.mark.parametrize("broken", ["RESIDENT_BARRIER", "RESIDUAL_BARRIER", "ROLLOUT_WAIT"])
 def test_race_is_noticed(broken: str) -> None:
+    """Kernels whose barriers still count right, so that nothing but the race can end the run."""
     program = cuda_build.check_program(broken, "-fsanitize=thread", "-g")
-    done = run(program, [CONTROLS[broken][0]], "--watchdog", "60", timeout=600)
     # the stand-in itself may meet the race first: it knows who wrote what since the last fence
-    assert done.returncode != 0
-    met = ("wgmma reads what thread", "without release and acquire")
-    assert "ThreadSanitizer: data race" in done.stderr or any(sign in done.stdout for sign in met)
+    met = ("ThreadSanitizer: data race", "wgmma reads what thread", "without release and acquire")
+    found = []
+    for option in ([], ["--late"]) * 5:  # a race may stay hidden in one run
+        done = run(program, [CONTROLS[broken][0]], "--watchdog", "60", *option, timeout=600)
+        found.append(done.stdout + done.stderr[:1000])
+        if done.returncode != 0 and any(sign in done.stdout + done.stderr for sign in met):
+            return
+    pytest.fail(f"ten runs with {broken} broken showed no race: {found}")
 
 
 def test_deadlock_is_noticed() -> None:
