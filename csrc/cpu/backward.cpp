@@ -112,37 +112,32 @@ class GroupBackward {
     float* sums = run_.filter_gradients + copy_ * run_.copy_floats;
     for (int earlier = 0; earlier < s; ++earlier) sums += plan.stage_plans[earlier].filter_floats;
     Space& shared = group_.crew.spaces[0];
-    for (const TileClass& tiles : stage.classes) {
-      const int64_t total = group_.images * stage.tiles(tiles);
-      const int64_t pieces = (total + plan.chunk - 1) / plan.chunk, chunk = (total + pieces - 1) / pieces;
-      for (int64_t first = 0; first < total; first += chunk) {
-        const int64_t count = std::min(chunk, total - first), block = count * kBlock;
-        const int64_t point = (static_cast<int64_t>(geometry.blocks) * count | 1) * kBlock;
-        const int64_t share = (count + group_.crew.size - 1) / group_.crew.size;
-        group_.crew.each((count + share - 1) / share, [&](int64_t number, Space& space) {
-          Stopwatch watch(space, kTransformIn);
-          thread_local std::vector<Run> runs;
-          const int64_t begin = number * share, end = std::min(count, begin + share);
-          make_runs(plan, stage, tiles, first + begin, first + end, runs);
-          const Tiles range{runs.data(), static_cast<int32_t>(runs.size())};
-          group_.kernels.input_transform[tiles.kind](input_, grid, range, {shared.a + begin * kBlock, point, block});
-          group_.kernels.gradient_transform[tiles.kind](grad_, grid, range, {shared.b + begin * kBlock, point, block});
-        });
-        group_.crew.each(group_.crew.size, [&](int64_t number, Space& space) {
-          Stopwatch watch(space, kWeightProduct);
-          const int points = tiles.points(), size = group_.crew.size;
-          const int begin = static_cast<int>(number * points / size),
-                    end = static_cast<int>((number + 1) * points / size);
-          group_.kernels.weight_product({{shared.a, point, block},
-                                         {shared.b, point, block},
-                                         sums + tiles.filter_offset,
-                                         geometry.filter_point(),
-                                         geometry.blocks,
-                                         begin,
-                                         end - begin,
-                                         static_cast<int32_t>(count)});
-        });
-      }
+    const int64_t total = group_.images * stage.tiles();
+    const int64_t pieces = (total + plan.chunk - 1) / plan.chunk, size = (total + pieces - 1) / pieces;
+    Chunk chunk;
+    for (int64_t first = 0; first < total; first += size) {
+      const int64_t count = std::min(size, total - first);
+      make_chunk(plan, stage, first, first + count, chunk);
+      const Points v = make_points(plan, stage, shared.a, count), w = make_points(plan, stage, shared.b, count);
+      const int workers = group_.crew.size;
+      group_.crew.each(workers, [&](int64_t number, Space& space) {
+        Stopwatch watch(space, kTransformIn);
+        for (Chunk::Part part : chunk.parts) {
+          const int begin = static_cast<int>(number * part.runs / workers);
+          part.runs = static_cast<int>((number + 1) * part.runs / workers) - begin;
+          part.first_run += begin;
+          group_.kernels.input_transform[part.kind](input_, grid, chunk.tiles(part), part_of(v, part));
+          group_.kernels.gradient_transform[part.kind](grad_, grid, chunk.tiles(part), part_of(w, part));
+        }
+      });
+      group_.crew.each(workers, [&](int64_t number, Space& space) {
+        Stopwatch watch(space, kWeightProduct);
+        const int points = stage.filter_points();
+        const int begin = static_cast<int>(number * points / workers),
+                  end = static_cast<int>((number + 1) * points / workers);
+        group_.kernels.weight_product(
+            {v, w, sums, geometry.filter_point(), geometry.blocks, begin, end - begin, chunk.ranges.data()});
+      });
     }
   }
 

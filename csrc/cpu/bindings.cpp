@@ -98,11 +98,7 @@ std::vector<int64_t> cpu_plan(at::IntArrayRef shape, at::IntArrayRef stages, c10
 
 // Points of all tiles of one image in its first stage: multiply-adds per pair of channels.
 int64_t cpu_tile_points(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
-  const Plan plan = plan_of(shape, stages, precision);
-  int64_t points = 0;
-  for (const TileClass& tiles : plan.stage_plans[0].classes)
-    points += tiles.points() * plan.stage_plans[0].tiles(tiles);
-  return points;
+  return plan_of(shape, stages, precision).stage_plans[0].tile_points();
 }
 
 // Clock ticks by phase since the last call: input transforms, products, output transforms, weight products, moves.

@@ -24,8 +24,7 @@ FilterArgs filter_args(const Geometry& geometry, const at::Tensor& weight, bool 
                   0,
                   0,
                   1,
-                  0,
-                  false};
+                  0};
   if (transposed) {  // outputs and inputs exchanged, taps reversed
     args.weight += 2 * args.row + 2 * args.col;
     std::swap(args.output, args.input);
@@ -48,13 +47,11 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
   float* data = result.data_ptr<float>();
   auto transform = [&](int task) {
     const int64_t i = task / blocks, block = task % blocks;
-    for (const TileClass& tiles : plan.stage_plans[i % count].classes) {
-      FilterArgs args = filter_args(plan.geometry, weights[i], transposed);
-      args.u = data + offsets[i] + tiles.filter_offset;
-      args.first_block = static_cast<int>(block);
-      args.end_block = static_cast<int>(block + 1);
-      kernels().filter_transform[tiles.kind](args);
-    }
+    FilterArgs args = filter_args(plan.geometry, weights[i], transposed);
+    args.u = data + offsets[i];
+    args.first_block = static_cast<int>(block);
+    args.end_block = static_cast<int>(block + 1);
+    kernels().filter_transform[plan.stage_plans[i % count].filter_kind()](args);
   };
   run_parallel(parallel, static_cast<int>(weights.size() * blocks), transform);
   return result;
@@ -71,18 +68,13 @@ void cpu_filter_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
   auto transform = [&](int task) {
     const int64_t s = task / blocks, block = task % blocks;
     if (gradients[s].numel() == 0) return;
-    bool accumulate = false;
-    for (const TileClass& tiles : plan.stage_plans[s].classes) {
-      FilterArgs args = filter_args(plan.geometry, gradients[s], false);
-      args.u = sums.data_ptr<float>() + offsets[s] + tiles.filter_offset;
-      args.first_block = static_cast<int>(block);
-      args.end_block = static_cast<int>(block + 1);
-      args.copies = static_cast<int>(sums.size(0));
-      args.copy_stride = sums.stride(0);
-      args.accumulate = accumulate;
-      kernels().filter_gradient[tiles.kind](args);
-      accumulate = true;
-    }
+    FilterArgs args = filter_args(plan.geometry, gradients[s], false);
+    args.u = sums.data_ptr<float>() + offsets[s];
+    args.first_block = static_cast<int>(block);
+    args.end_block = static_cast<int>(block + 1);
+    args.copies = static_cast<int>(sums.size(0));
+    args.copy_stride = sums.stride(0);
+    kernels().filter_gradient[plan.stage_plans[s].filter_kind()](args);
   };
   run_parallel(parallel, static_cast<int>(gradients.size() * blocks), transform);
 }

@@ -26,34 +26,70 @@ void move_group(const Group& group, const MapView& map, float* buffer, Move move
 
 }  // namespace
 
-void make_runs(const Plan& plan, const StagePlan& stage, const TileClass& tiles, int64_t first, int64_t last,
-               std::vector<Run>& runs) {
+void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t last, Chunk& chunk) {
   const Geometry& geometry = plan.geometry;
-  const int dilation = stage.dilation, size_r = kTileRows[tiles.kind], size_c = kTileCols[tiles.kind];
-  runs.clear();
-  int64_t tile = first;
-  while (tile < last) {
-    int64_t rest = tile;
-    const int col = static_cast<int>(rest % tiles.cols);
-    rest /= tiles.cols;
-    const int row = static_cast<int>(rest % tiles.rows);
-    rest /= tiles.rows;
-    const int grid_col = static_cast<int>(rest % stage.grid_cols);
-    rest /= stage.grid_cols;
-    const int grid_row = static_cast<int>(rest % stage.grid_rows);
-    const int64_t image = rest / stage.grid_rows;
-    const int count = static_cast<int>(std::min<int64_t>({tiles.cols - col, kMaxRunTiles, last - tile}));
-    const int sub_row = tiles.first_row + row * size_r, sub_col = tiles.first_col + col * size_c;
-    const int height = (geometry.height - grid_row + dilation - 1) / dilation;
-    const int width = (geometry.width - grid_col + dilation - 1) / dilation;
-    const int64_t offset = image * geometry.image() + geometry.origin() +
-                           (grid_row + static_cast<int64_t>(dilation) * sub_row) * geometry.row() +
-                           (grid_col + static_cast<int64_t>(dilation) * sub_col) * kBlock;
-    runs.push_back({offset, static_cast<int32_t>(tile - first), count,
-                    static_cast<int32_t>(clamp(height - sub_row, size_r)),
-                    static_cast<int32_t>(clamp(width - sub_col, static_cast<int64_t>(count) * size_c))});
-    tile += count;
+  const int dilation = stage.dilation;
+  const Cover &rows = stage.rows, &cols = stage.cols;
+  chunk.runs.clear();
+  chunk.parts.clear();
+  int32_t numbered = 0, starts[5] = {};
+  // large before small rows, and within them the small columns outermost: large rows, large columns and all of both
+  // are then each one range
+  for (int part = 0; part < 4; ++part) {
+    const bool small_rows = part >= 2, small_cols = part == 0 || part == 3;
+    const int size_r = rows.size - small_rows, size_c = cols.size - small_cols;
+    const int begin_row = small_rows ? rows.large : 0, end_row = small_rows ? rows.tiles() : rows.large;
+    const int begin_col = small_cols ? cols.large : 0, end_col = small_cols ? cols.tiles() : cols.large;
+    const int first_run = static_cast<int>(chunk.runs.size());
+    if (begin_row < end_row && begin_col < end_col) {
+      // a row of tiles at a time
+      for (int64_t line = first / cols.tiles(); line <= (last - 1) / cols.tiles(); ++line) {
+        int64_t rest = line;
+        const int row = static_cast<int>(rest % rows.tiles());
+        if (row < begin_row || row >= end_row) continue;
+        rest /= rows.tiles();
+        const int grid_col = static_cast<int>(rest % stage.grid_cols);
+        rest /= stage.grid_cols;
+        const int grid_row = static_cast<int>(rest % stage.grid_rows);
+        const int64_t image = rest / stage.grid_rows, start = line * cols.tiles();
+        int col = std::max(begin_col, static_cast<int>(clamp(first - start, cols.tiles())));
+        const int end = std::min(end_col, static_cast<int>(clamp(last - start, cols.tiles())));
+        const int sub_row = rows.start(row);
+        const int height = (geometry.height - grid_row + dilation - 1) / dilation;
+        const int width = (geometry.width - grid_col + dilation - 1) / dilation;
+        for (int count; col < end; col += count) {
+          count = std::min(end - col, kMaxRunTiles);
+          const int sub_col = cols.start(col);
+          const int64_t offset = image * geometry.image() + geometry.origin() +
+                                 (grid_row + static_cast<int64_t>(dilation) * sub_row) * geometry.row() +
+                                 (grid_col + static_cast<int64_t>(dilation) * sub_col) * kBlock;
+          chunk.runs.push_back({offset, numbered, count, static_cast<int32_t>(clamp(height - sub_row, size_r)),
+                                static_cast<int32_t>(clamp(width - sub_col, static_cast<int64_t>(count) * size_c))});
+          numbered += count;
+        }
+      }
+    }
+    starts[part + 1] = numbered;
+    const int runs = static_cast<int>(chunk.runs.size()) - first_run;
+    if (runs) chunk.parts.push_back({kind_of(size_r, size_c), small_rows, small_cols, first_run, runs});
   }
+  // the first row and column of points belong to the large tiles
+  chunk.ranges.clear();
+  for (int row = 0; row < rows.size + 2; ++row)
+    for (int col = 0; col < cols.size + 2; ++col) {
+      const int begin = col == 0 ? 1 : 0, end = row == 0 ? 2 : col == 0 ? 3 : 4;
+      chunk.ranges.push_back({starts[begin], starts[end] - starts[begin]});
+    }
+}
+
+Points make_points(const Plan& plan, const StagePlan& stage, float* data, int64_t count) {
+  const int64_t point = (static_cast<int64_t>(plan.geometry.blocks) * count | 1) * kBlock;
+  return {data, (stage.cols.size + 2) * point, point, count * kBlock};
+}
+
+Points part_of(Points points, const Chunk::Part& part) {
+  points.data += part.first_row * points.row + part.first_col * points.point;
+  return points;
 }
 
 Grid make_grid(const Geometry& geometry, int dilation) {
@@ -70,31 +106,30 @@ void convolve(const Group& group, const StagePlan& stage, const float* filter, c
   const Plan& plan = group.plan;
   const Geometry& geometry = plan.geometry;
   const Grid grid = make_grid(geometry, stage.dilation);
-  for (const TileClass& tiles : stage.classes) {
-    const int64_t total = group.images * stage.tiles(tiles), chunk = chunk_tiles(group, total);
-    group.crew.each((total + chunk - 1) / chunk, [&](int64_t number, Space& space) {
-      thread_local std::vector<Run> runs;
-      const int64_t first = number * chunk, last = std::min(total, first + chunk);
-      make_runs(plan, stage, tiles, first, last, runs);
-      const Tiles range{runs.data(), static_cast<int32_t>(runs.size())};
-      const int64_t block = (last - first) * kBlock;
-      const int64_t point = (static_cast<int64_t>(geometry.blocks) * (last - first) | 1) * kBlock;
-      const Points v{space.a, point, block}, m{space.b, point, block};
-      Stopwatch watch(space, kTransformIn);
-      group.kernels.input_transform[tiles.kind](source, grid, range, v);
-      const int pairs = (geometry.blocks + 1) / 2;
-      for (int pair = 0; pair < pairs; pair += kPassPairs) {
-        const int count = std::min(kPassPairs, pairs - pair);
-        Grid part = grid;
-        part.blocks = std::min(2 * count, geometry.blocks - 2 * pair);
-        watch.next(kProduct);
-        group.kernels.product({v, m, filter + tiles.filter_offset, geometry.filter_point(), geometry.channels,
-                               geometry.blocks, pair, count, tiles.points(), static_cast<int32_t>(last - first)});
-        watch.next(kTransformOut);
-        group.kernels.output_transform[tiles.kind]({m, part, range, target, 2 * pair, epilogue});
-      }
-    });
-  }
+  const int64_t total = group.images * stage.tiles(), size = chunk_tiles(group, total);
+  group.crew.each((total + size - 1) / size, [&](int64_t number, Space& space) {
+    thread_local Chunk chunk;
+    const int64_t first = number * size, last = std::min(total, first + size);
+    Stopwatch watch(space, kTransformIn);
+    make_chunk(plan, stage, first, last, chunk);
+    const Points v = make_points(plan, stage, space.a, last - first),
+                 m = make_points(plan, stage, space.b, last - first);
+    for (const Chunk::Part& part : chunk.parts)
+      group.kernels.input_transform[part.kind](source, grid, chunk.tiles(part), part_of(v, part));
+    const int pairs = (geometry.blocks + 1) / 2;
+    for (int pair = 0; pair < pairs; pair += kPassPairs) {
+      const int count = std::min(kPassPairs, pairs - pair);
+      Grid pass = grid;
+      pass.blocks = std::min(2 * count, geometry.blocks - 2 * pair);
+      watch.next(kProduct);
+      group.kernels.product({v, m, filter, geometry.filter_point(), geometry.channels, geometry.blocks, pair, count,
+                             stage.filter_points(), chunk.ranges.data()});
+      watch.next(kTransformOut);
+      for (const Chunk::Part& part : chunk.parts)
+        group.kernels.output_transform[part.kind](
+            {part_of(m, part), pass, chunk.tiles(part), target, 2 * pair, epilogue});
+    }
+  });
 }
 
 void load_group(const Group& group, const MapView& map, float* buffer) {

@@ -23,9 +23,25 @@ struct Group {
   int images;
 };
 
-// Tiles first … last-1 of a class, counted over all images of a group, as runs.
-void make_runs(const Plan& plan, const StagePlan& stage, const TileClass& tiles, int64_t first, int64_t last,
-               std::vector<Run>& runs);
+// Tiles that are transformed together, sorted by kind so that the tiles of every point stand side by side.
+struct Chunk {
+  struct Part {
+    Kind kind;
+    int first_row, first_col;  // of the filter's points
+    int first_run, runs;
+  };
+  std::vector<Run> runs;
+  std::vector<Part> parts;
+  std::vector<TileRange> ranges;  // per point of the filter
+  Tiles tiles(const Part& part) const { return {runs.data() + part.first_run, part.runs}; }
+};
+
+// Tiles first … last-1 of a stage, counted over all images of a group.
+void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t last, Chunk& chunk);
+
+// Transformed tiles of a chunk of `count` tiles from `data` on; and as a part of the chunk sees them.
+Points make_points(const Plan& plan, const StagePlan& stage, float* data, int64_t count);
+Points part_of(Points points, const Chunk::Part& part);
 
 Grid make_grid(const Geometry& geometry, int dilation);
 

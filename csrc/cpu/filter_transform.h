@@ -76,10 +76,7 @@ static void filter_gradient(const FilterArgs& args) {
       for (int o = 0; o < outputs; ++o) {
         float* g = args.weight + (block * kBlock + o) * args.output + input * args.input;
         for (int r = 0; r < 3; ++r)
-          for (int s = 0; s < 3; ++s) {
-            float& tap = g[r * args.row + s * args.col];
-            tap = args.accumulate ? tap + taps[3 * r + s][o] : taps[3 * r + s][o];
-          }
+          for (int s = 0; s < 3; ++s) g[r * args.row + s * args.col] = taps[3 * r + s][o];
       }
     }
   }

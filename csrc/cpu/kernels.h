@@ -7,7 +7,8 @@ namespace rdk {
 
 constexpr int kBlock = 16;  // channels stored side by side: one cache line of floats
 
-// Tile kinds: outputs per tile, rows x columns. The transform of a kind has (rows + 2) x (columns + 2) points.
+// Tile kinds: outputs per tile, rows x columns. The transform of a kind has (rows + 2) x (columns + 2) points; filters
+// are transformed for the largest kind of a stage.
 enum Kind { kTile22, kTile33, kTile34, kTile43, kTile44, kKinds };
 constexpr int kTileRows[kKinds] = {2, 3, 3, 4, 4};
 constexpr int kTileCols[kKinds] = {2, 3, 4, 3, 4};
@@ -36,11 +37,17 @@ struct Tiles {
   int32_t count;
 };
 
-// Transformed data: [point][block][tile][16 channels]
+// Transformed data: [row of points][point][block][tile][16 channels]
 struct Points {
   float* data;
+  int64_t row;    // floats from one row of points to the next
   int64_t point;  // floats from one point to the next
   int64_t block;
+};
+
+// The tiles that have a point: F(3,3) lacks one of the points of F(4,3).
+struct TileRange {
+  int32_t first, count;
 };
 
 struct Epilogue {
@@ -71,7 +78,7 @@ struct ProductArgs {
   int32_t blocks;    // of outputs, in all
   int32_t first_pair, pairs;
   int32_t points;
-  int32_t tiles;
+  const TileRange* ranges;  // one per point
 };
 
 // u[p][channel][b] += sum over tiles of v[p][channel][t] * w[p][b][t]
@@ -81,7 +88,7 @@ struct WeightProductArgs {
   int64_t u_point;
   int32_t blocks;  // of v and of w
   int32_t first_point, points;
-  int32_t tiles;
+  const TileRange* ranges;  // one per point, from point 0 on
 };
 
 // Weights of any strides; an output lane o, an input channel i, a tap (r, s).
@@ -95,7 +102,6 @@ struct FilterArgs {
   int32_t first_block, end_block;
   int32_t copies;
   int64_t copy_stride;
-  bool accumulate;  // gradient: add to what the weight holds
 };
 
 // One image between a strided map and a blocked buffer.

@@ -30,7 +30,7 @@ static void output_transform(const OutputArgs& args) {
           Vec columns[TC][MR];
           for (int c = 0; c < TC; ++c) {
             Vec points[TR];
-            for (int r = 0; r < TR; ++r) points[r] = load(m + (r * TC + c) * args.points.point);
+            for (int r = 0; r < TR; ++r) points[r] = load(m + r * args.points.row + c * args.points.point);
             Winograd<MR>::output(points, columns[c]);
           }
           const int cols = run.cols - tile * MC < MC ? run.cols - tile * MC : MC;

@@ -13,22 +13,27 @@ constexpr int kPassPairs = 4;
 
 enum class Precision { kFast, kAccurate };
 
-// Tiles of one kind that cover a rectangle of every sub-grid.
-struct TileClass {
-  Kind kind;
-  int first_row, rows;  // first_row in sub-grid pixels, rows in tiles
-  int first_col, cols;
-  int64_t filter_offset;  // floats into a stage's transformed filter
-  int points() const { return (kTileRows[kind] + 2) * (kTileCols[kind] + 2); }
+// The tiles along one axis of a sub-grid: some of `size` outputs, then some of one output less.
+struct Cover {
+  int size, large, small;
+  int tiles() const { return large + small; }
+  int points() const { return large * (size + 2) + small * (size + 1); }
+  int start(int tile) const { return tile * size - (tile > large ? tile - large : 0); }
 };
+
+Kind kind_of(int rows, int cols);
 
 // A dilated convolution is one convolution on each of dilation x dilation sub-grids (rows and columns modulo the
 // dilation).
 struct StagePlan {
   int dilation, grid_rows, grid_cols;  // sub-grids that hold a pixel
-  std::vector<TileClass> classes;
+  Cover rows, cols;
   int64_t filter_floats;
-  int64_t tiles(const TileClass& c) const { return static_cast<int64_t>(grid_rows) * grid_cols * c.rows * c.cols; }
+  Kind filter_kind() const { return kind_of(rows.size, cols.size); }
+  int filter_points() const { return (rows.size + 2) * (cols.size + 2); }
+  int64_t tiles() const { return static_cast<int64_t>(grid_rows) * grid_cols * rows.tiles() * cols.tiles(); }
+  // products per pair of channels
+  int64_t tile_points() const { return static_cast<int64_t>(grid_rows) * grid_cols * rows.points() * cols.points(); }
 };
 
 // Blocked buffer of one group of images: [image][channel block][row][column][16], with a border that stays zero.

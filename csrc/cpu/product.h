@@ -57,11 +57,11 @@ using PairSteps = Steps<2, 1, 2, 3, 4, 5, 6>;
 using SingleSteps = PairSteps;  // two vectors are one block here
 #endif
 
-// One panel of filters (`width` outputs wide) against all tiles, in even steps.
+// One panel of filters (`width` outputs wide) against `count` tiles, in even steps.
 static void product_panel(const ProductArgs& args, const float* v, const float* u, int width, int depth, float* m,
-                          bool accumulate, const float* ahead) {
-  const int steps = (args.tiles + kRowTiles - 1) / kRowTiles;
-  const int tiles = args.tiles / steps, longer = args.tiles % steps;
+                          int count, bool accumulate, const float* ahead) {
+  const int steps = (count + kRowTiles - 1) / kRowTiles;
+  const int tiles = count / steps, longer = count % steps;
   const bool pair = kLanes == kBlock && width == 2 * kBlock;
   // all steps together fetch the panel of the next product: a burst would stall on the third-level cache
   const int pace = (2 * kBlock + steps - 1) / steps;
@@ -69,12 +69,12 @@ static void product_panel(const ProductArgs& args, const float* v, const float* 
   for (int column = 0; column < width; column += outputs) {
     int tile = 0;
     for (int step = 0; step < steps; ++step) {
-      const int count = tiles + (step < longer ? 1 : 0);
-      const Step run = pair ? PairSteps::table[count - 1] : SingleSteps::table[count - 1];
+      const int rows = tiles + (step < longer ? 1 : 0);
+      const Step run = pair ? PairSteps::table[rows - 1] : SingleSteps::table[rows - 1];
       const float* fetch = ahead + static_cast<int64_t>(step) * depth * pace;
       run(v + tile * kBlock, args.v.block, u + column, width, depth, m + column / kBlock * args.m.block + tile * kBlock,
           args.m.block, accumulate, fetch, pace);
-      tile += count;
+      tile += rows;
     }
   }
 }
@@ -82,10 +82,12 @@ static void product_panel(const ProductArgs& args, const float* v, const float* 
 static void product(const ProductArgs& args) {
   const int64_t padded = (args.channels + kBlock - 1) / kBlock * kBlock;
   for (int point = 0; point < args.points; ++point) {
+    const TileRange range = args.ranges[point];
+    if (range.count == 0) continue;
     const float* filters = args.u + point * args.u_point;
     for (int base = 0; base < args.channels; base += kDepth) {
       const int depth = args.channels - base < kDepth ? args.channels - base : kDepth;
-      const float* v = args.v.data + point * args.v.point + base / kBlock * args.v.block;
+      const float* v = args.v.data + point * args.v.point + base / kBlock * args.v.block + range.first * kBlock;
       for (int q = 0; q < args.pairs; ++q) {
         const int pair = args.first_pair + q;
         const int width = 2 * pair + 1 < args.blocks ? 2 * kBlock : kBlock;
@@ -97,8 +99,8 @@ static void product(const ProductArgs& args) {
                       ? filters + args.first_pair * padded * 2 * kBlock + (base + kDepth) * 2 * kBlock
                       : filters + args.u_point + args.first_pair * padded * 2 * kBlock;
         }
-        float* m = args.m.data + point * args.m.point + 2 * q * args.m.block;
-        product_panel(args, v, u, width, depth, m, base > 0, ahead);
+        float* m = args.m.data + point * args.m.point + 2 * q * args.m.block + range.first * kBlock;
+        product_panel(args, v, u, width, depth, m, range.count, base > 0, ahead);
       }
     }
   }
@@ -134,8 +136,9 @@ static void weight_step(const float* v, const float* w, int64_t w_block, int til
 static void weight_product(const WeightProductArgs& args) {
   const int64_t padded = args.blocks * static_cast<int64_t>(kBlock);
   for (int point = args.first_point; point < args.first_point + args.points; ++point) {
-    const float* v = args.v.data + point * args.v.point;
-    const float* w = args.w.data + point * args.w.point;
+    const TileRange range = args.ranges[point];
+    const float* v = args.v.data + point * args.v.point + range.first * kBlock;
+    const float* w = args.w.data + point * args.w.point + range.first * kBlock;
     float* u = args.u + point * args.u_point;
     for (int block = 0; block < args.blocks; block += 2) {
       const int width = block + 1 < args.blocks ? 2 * kBlock : kBlock;
@@ -147,9 +150,9 @@ static void weight_product(const WeightProductArgs& args) {
             const float* x = v + input * args.v.block + row;
             const float* grad = w + (block + column / kBlock) * args.w.block;
             if (pair || kLanes < kBlock) {
-              weight_step<kWeightRows, 2>(x, grad, args.w.block, args.tiles, target, width);
+              weight_step<kWeightRows, 2>(x, grad, args.w.block, range.count, target, width);
             } else {
-              weight_step<kWeightRows, 1>(x, grad, args.w.block, args.tiles, target, width);
+              weight_step<kWeightRows, 1>(x, grad, args.w.block, range.count, target, width);
             }
           }
         }

@@ -25,7 +25,7 @@ static void input_transform(const float* source, const Grid& grid, const Tiles& 
             Vec d[TC], points[TC];
             for (int c = 0; c < TC; ++c) d[c] = columns[tile * MC + c][r];
             Winograd<MC>::input(d, points);
-            for (int c = 0; c < TC; ++c) store(out + (r * TC + c) * v.point, points[c]);
+            for (int c = 0; c < TC; ++c) store(out + r * v.row + c * v.point, points[c]);
           }
         }
       }
@@ -53,7 +53,7 @@ static void gradient_transform(const float* source, const Grid& grid, const Tile
             Vec y[MC], points[TC];
             for (int c = 0; c < MC; ++c) y[c] = columns[c][r];
             Winograd<MC>::gradient(y, points);
-            for (int c = 0; c < TC; ++c) store(out + (r * TC + c) * w.point, points[c]);
+            for (int c = 0; c < TC; ++c) store(out + r * w.row + c * w.point, points[c]);
           }
         }
       }

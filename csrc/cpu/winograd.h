@@ -1,7 +1,8 @@
 // The one-dimensional Winograd transforms F(2,3), F(3,3) and F(4,3) on vectors; used by the transforms of tiles and
 // filters.
 //
-// Points (Toom-Cook, after Lavin & Gray 2016): F(2,3) 0, ±1, ∞; F(3,3) ±3/8, ±5/4, ∞; F(4,3) 0, ±5/8, ±3/2, ∞.
+// Points (Toom-Cook, after Lavin & Gray 2016): F(2,3) 0, ±1, ∞; F(4,3) 0, ±5/8, ±3/2, ∞; F(3,3) the same but 0, so
+// that tiles of both sizes share one transformed filter.
 // input:    rows are the coefficients of M(x)/(x - p), the last of M(x), with M the product over the finite points
 // filter:   rows are [1, p, p²] / N(p) with N(p) the product of p - q over the other points
 // output:   columns are the powers of p; gradient is its adjoint, filter_gradient that of filter
@@ -42,53 +43,6 @@ struct Winograd<2> {
     g[0] = sub(even, u[0]);
     g[1] = mul(half, sub(u[1], u[2]));
     g[2] = add(even, u[3]);
-  }
-};
-
-template <>
-struct Winograd<3> {
-  static constexpr float a = 0.375f, b = 1.25f, a2 = a * a, b2 = b * b;
-  static constexpr float na = 1.0f / (2 * a * (a2 - b2)), nb = 1.0f / (2 * b * (b2 - a2));
-  RDK_INLINE void input(const Vec* d, Vec* v) {
-    Vec va2 = broadcast(a2), vb2 = broadcast(b2);
-    Vec odd_a = fnma(vb2, d[1], d[3]), even_a = fnma(vb2, d[0], d[2]);
-    Vec odd_b = fnma(va2, d[1], d[3]), even_b = fnma(va2, d[0], d[2]);
-    v[0] = fma(broadcast(a), even_a, odd_a);
-    v[1] = fnma(broadcast(a), even_a, odd_a);
-    v[2] = fma(broadcast(b), even_b, odd_b);
-    v[3] = fnma(broadcast(b), even_b, odd_b);
-    v[4] = fma(broadcast(a2 * b2), d[0], fnma(broadcast(a2 + b2), d[2], d[4]));
-  }
-  RDK_INLINE void filter(const Vec* g, Vec* u) {
-    Vec even_a = mul(broadcast(na), fma(broadcast(a2), g[2], g[0])), odd_a = mul(broadcast(na * a), g[1]);
-    Vec even_b = mul(broadcast(nb), fma(broadcast(b2), g[2], g[0])), odd_b = mul(broadcast(nb * b), g[1]);
-    u[0] = add(odd_a, even_a);
-    u[1] = sub(odd_a, even_a);
-    u[2] = add(odd_b, even_b);
-    u[3] = sub(odd_b, even_b);
-    u[4] = g[2];
-  }
-  RDK_INLINE void output(const Vec* m, Vec* y) {
-    Vec even_a = add(m[0], m[1]), odd_a = sub(m[0], m[1]), even_b = add(m[2], m[3]), odd_b = sub(m[2], m[3]);
-    y[0] = add(even_a, even_b);
-    y[1] = fma(broadcast(a), odd_a, mul(broadcast(b), odd_b));
-    y[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, m[4]));
-  }
-  RDK_INLINE void gradient(const Vec* y, Vec* w) {
-    Vec even_a = fma(broadcast(a2), y[2], y[0]), odd_a = mul(broadcast(a), y[1]);
-    Vec even_b = fma(broadcast(b2), y[2], y[0]), odd_b = mul(broadcast(b), y[1]);
-    w[0] = add(even_a, odd_a);
-    w[1] = sub(even_a, odd_a);
-    w[2] = add(even_b, odd_b);
-    w[3] = sub(even_b, odd_b);
-    w[4] = y[2];
-  }
-  RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
-    Vec even_a = mul(broadcast(na), sub(u[0], u[1])), odd_a = mul(broadcast(na * a), add(u[0], u[1]));
-    Vec even_b = mul(broadcast(nb), sub(u[2], u[3])), odd_b = mul(broadcast(nb * b), add(u[2], u[3]));
-    g[0] = add(even_a, even_b);
-    g[1] = add(odd_a, odd_b);
-    g[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, u[4]));
   }
 };
 
@@ -140,6 +94,54 @@ struct Winograd<4> {
     g[0] = fma(broadcast(n0), u[0], add(even_a, even_b));
     g[1] = add(odd_a, odd_b);
     g[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, u[5]));
+  }
+};
+
+// F(4,3) without the point 0: the input takes the factor p that the products over the other points then lack.
+template <>
+struct Winograd<3> {
+  using All = Winograd<4>;
+  static constexpr float a = All::a, b = All::b, a2 = All::a2, b2 = All::b2, na = All::na, nb = All::nb;
+  RDK_INLINE void input(const Vec* d, Vec* v) {
+    Vec va2 = broadcast(a2), vb2 = broadcast(b2);
+    Vec odd_a = mul(broadcast(a), fnma(vb2, d[1], d[3])), even_a = fnma(vb2, d[0], d[2]);
+    Vec odd_b = mul(broadcast(b), fnma(va2, d[1], d[3])), even_b = fnma(va2, d[0], d[2]);
+    v[0] = fma(va2, even_a, odd_a);
+    v[1] = sub(mul(va2, even_a), odd_a);
+    v[2] = fma(vb2, even_b, odd_b);
+    v[3] = sub(mul(vb2, even_b), odd_b);
+    v[4] = fma(broadcast(a2 * b2), d[0], fnma(broadcast(a2 + b2), d[2], d[4]));
+  }
+  RDK_INLINE void filter(const Vec* g, Vec* u) {
+    Vec even_a = mul(broadcast(na), fma(broadcast(a2), g[2], g[0])), odd_a = mul(broadcast(na * a), g[1]);
+    Vec even_b = mul(broadcast(nb), fma(broadcast(b2), g[2], g[0])), odd_b = mul(broadcast(nb * b), g[1]);
+    u[0] = add(even_a, odd_a);
+    u[1] = sub(even_a, odd_a);
+    u[2] = add(even_b, odd_b);
+    u[3] = sub(even_b, odd_b);
+    u[4] = g[2];
+  }
+  RDK_INLINE void output(const Vec* m, Vec* y) {
+    Vec even_a = add(m[0], m[1]), odd_a = sub(m[0], m[1]), even_b = add(m[2], m[3]), odd_b = sub(m[2], m[3]);
+    y[0] = add(even_a, even_b);
+    y[1] = fma(broadcast(a), odd_a, mul(broadcast(b), odd_b));
+    y[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, m[4]));
+  }
+  RDK_INLINE void gradient(const Vec* y, Vec* w) {
+    Vec even_a = fma(broadcast(a2), y[2], y[0]), odd_a = mul(broadcast(a), y[1]);
+    Vec even_b = fma(broadcast(b2), y[2], y[0]), odd_b = mul(broadcast(b), y[1]);
+    w[0] = add(even_a, odd_a);
+    w[1] = sub(even_a, odd_a);
+    w[2] = add(even_b, odd_b);
+    w[3] = sub(even_b, odd_b);
+    w[4] = y[2];
+  }
+  RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
+    Vec even_a = mul(broadcast(na), add(u[0], u[1])), odd_a = mul(broadcast(na * a), sub(u[0], u[1]));
+    Vec even_b = mul(broadcast(nb), add(u[2], u[3])), odd_b = mul(broadcast(nb * b), sub(u[2], u[3]));
+    g[0] = add(even_a, even_b);
+    g[1] = add(odd_a, odd_b);
+    g[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, u[4]));
   }
 };
 

@@ -88,11 +88,10 @@ rdk::FilterArgs filter_args(Floats& weight, const rdk::Plan& plan, float* u, boo
                        0,
                        plan.geometry.blocks,
                        1,
-                       0,
-                       false};
+                       0};
   if (transposed)
     args = {weight.data() + 8, 9, c * 9,       -3, -1, args.outputs, args.inputs, u, args.u_point,
-            args.blocks,       0, args.blocks, 1,  0,  false};
+            args.blocks,       0, args.blocks, 1,  0};
   return args;
 }
 
@@ -101,8 +100,7 @@ Floats filters(const rdk::Kernels& kernels, const rdk::Plan& plan, std::vector<F
   Floats result(plan.gradient_floats);
   float* at = result.data();
   for (size_t s = 0; s < weights.size(); ++s) {
-    for (const rdk::TileClass& tiles : plan.stage_plans[s].classes)
-      kernels.filter_transform[tiles.kind](filter_args(weights[s], plan, at + tiles.filter_offset, transposed));
+    kernels.filter_transform[plan.stage_plans[s].filter_kind()](filter_args(weights[s], plan, at, transposed));
     at += plan.stage_plans[s].filter_floats;
   }
   return result;
@@ -209,15 +207,10 @@ bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision
     int64_t offset = 0;
     for (int stage = 0; stage < count; ++stage) {
       Floats got(s.channels * s.channels * 9, NAN);
-      bool accumulate = false;
-      for (const rdk::TileClass& tiles : plan.stage_plans[stage].classes) {
-        rdk::FilterArgs args = filter_args(got, plan, sums.data() + offset + tiles.filter_offset, false);
-        args.copies = copies;
-        args.copy_stride = plan.gradient_floats;
-        args.accumulate = accumulate;
-        kernels.filter_gradient[tiles.kind](args);
-        accumulate = true;
-      }
+      rdk::FilterArgs args = filter_args(got, plan, sums.data() + offset, false);
+      args.copies = copies;
+      args.copy_stride = plan.gradient_floats;
+      kernels.filter_gradient[plan.stage_plans[stage].filter_kind()](args);
       offset += plan.stage_plans[stage].filter_floats;
       worst = std::fmax(worst, difference(got, weight_grads[stage]));
     }
