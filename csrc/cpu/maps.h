@@ -21,29 +21,28 @@ struct AddPixels {
   RDK_INLINE void one(float& map, float& blocked) { map += blocked; }
 };
 
+// Pixel by pixel where the channels lie side by side, so that the map, which is far away, is walked in order.
 template <class Move>
 static void move_map(const MapArgs& args) {
+  const int whole = args.c == 1 ? args.channels / kBlock : 0;
   const int blocks = (args.channels + kBlock - 1) / kBlock;
   for (int row = 0; row < args.height; ++row) {
-    for (int block = 0; block < blocks; ++block) {
+    float* map = args.map + row * args.h;
+    float* blocked = args.blocked + row * args.row;
+    for (int col = 0; col < args.width && args.c == 1; ++col) {
+      float *from = map + col * args.w, *to = blocked + col * kBlock;
+      for (int block = 0; block < whole; ++block, from += kBlock, to += args.block)
+        for (int lane = 0; lane < kBlock; lane += kLanes) Move::full(from + lane, to + lane);
+      if (whole == blocks) continue;
+      const int left = args.channels - whole * kBlock;
+      for (int lane = 0; lane < kBlock; lane += kLanes)
+        Move::some(from + lane, to + lane, left - lane < 0 ? 0 : left - lane < kLanes ? left - lane : kLanes);
+    }
+    for (int block = whole; block < blocks && args.c != 1; ++block) {
       const int left = args.channels - block * kBlock;
-      float* map = args.map + row * args.h + block * kBlock * args.c;
-      float* blocked = args.blocked + block * args.block + row * args.row;
-      if (args.c == 1 && left >= kBlock) {
+      for (int lane = 0; lane < kBlock && lane < left; ++lane)
         for (int col = 0; col < args.width; ++col)
-          for (int lane = 0; lane < kBlock; lane += kLanes)
-            Move::full(map + col * args.w + lane, blocked + col * kBlock + lane);
-      } else if (args.c == 1) {
-        for (int col = 0; col < args.width; ++col)
-          for (int lane = 0; lane < kBlock; lane += kLanes) {
-            const int lanes = left - lane < 0 ? 0 : left - lane < kLanes ? left - lane : kLanes;
-            Move::some(map + col * args.w + lane, blocked + col * kBlock + lane, lanes);
-          }
-      } else {
-        for (int lane = 0; lane < kBlock && lane < left; ++lane)
-          for (int col = 0; col < args.width; ++col)
-            Move::one(map[lane * args.c + col * args.w], blocked[col * kBlock + lane]);
-      }
+          Move::one(map[(block * kBlock + lane) * args.c + col * args.w], blocked[block * args.block + col * kBlock + lane]);
     }
   }
 }
