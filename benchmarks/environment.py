@@ -20,6 +20,8 @@ from rdk import measured
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
+# variables that hold rdk, PyTorch and oneDNN to less than the processor can do
+HOLDING = ("RDK_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 @lru_cache(maxsize=None)
@@ -98,6 +100,7 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
         "commit": head,
         "dirty": dirty,
         "tree": tree(),
+        "held_to": {name: os.environ[name] for name in HOLDING if name in os.environ},
     }
 
 
