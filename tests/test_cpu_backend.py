@@ -69,14 +69,27 @@ def test_shapes_of_the_benchmarks(isa: str, precision: str, bound: float, shape:
     assert_close(got, reference_step(case, grad_out, masks), bound)
 
 
-@pytest.mark.parametrize("channels", [64, 256])
-def test_precision_policy(channels: int) -> None:
+@pytest.mark.parametrize(
+    "size,points", [(1, 5), (3, 5), (4, 6), (5, 10), (9, 15), (12, 18), (13, 21), (14, 22), (32, 48)]
+)
+def test_tiles_cover_a_map_with_the_fewest_products(size: int, points: int) -> None:
+    """One axis: six points per tile of four, five per tile of three, whichever mix of them has the fewest."""
+    fewest = min(6 * fours + 5 * -(-max(0, size - 4 * fours) // 3) for fours in range(size // 4 + 2))
+    assert fewest == points
+    assert torch.ops.rdk.cpu_tile_points([1, 16, size, 4], [1, 1, -1], "fast") == 6 * points
+    # both sizes read one transformed filter
+    floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1)[4]
+    assert floats in (25 * 16 * 16, 36 * 16 * 16)
+
+
+@pytest.mark.parametrize("channels,size", [(64, 12), (64, 13), (64, 9), (256, 12)])
+def test_precision_policy(channels: int, size: int) -> None:
     bounds = {1: 5e-6, 5: 5e-6, 20: 1.5e-5}
     for n, bound in bounds.items():
-        x, stage = torch.randn(2, channels, 12, 12), (StageSpec(),)
+        x, stage = torch.randn(2, channels, size, size), (StageSpec(),)
         errors = {}
         for precision in ("fast", "accurate"):
-            case = make_case((2, channels, 12, 12), stage, n, precision=precision)
+            case = make_case((2, channels, size, size), stage, n, precision=precision)
             case.x = channels_last(x)
             exact = reference_step(case, torch.ones_like(x), None)["output"]
             errors[precision] = relative(run_forward(case)[0], exact)

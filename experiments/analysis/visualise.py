@@ -150,7 +150,7 @@ def imagenet(experiment: Experiment, runs: list[Run], place: Place, scale: str, 
 def _all(
     experiment: Experiment, runs: list[Run], place: Place, scale: str, pictures: Path, recipe: Recipe
 ) -> dict[str, Any]:
-    steps, batch, shown = {"full": (1000, recipe.batch, 12), "laptop": (150, 12, 12), "smoke": (3, 4, 4)}[scale]
+    steps, batch, shown = {"full": (1000, recipe.batch, 12), "laptop": (1000, 12, 12), "smoke": (3, 4, 4)}[scale]
     found: dict[str, Any] = {"steps": steps, "batch": batch, "nets": []}
     for run in runs:
         net = load(run, place).requires_grad_(False)
