@@ -80,6 +80,16 @@ def test_exact(kernel: str, late: bool) -> None:
     assert done.stdout.count(": exact") == len(CASES[kernel])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_the_roll_out_over_a_whole_chip(late: bool) -> None:
+    """128 blocks at once, as W4r would take them on 132 multiprocessors; every state is compared."""
+    done = run(
+        cuda_build.check_program(), ["rollout_chip"], "--watchdog", "120", *(["--late"] if late else []), timeout=600
+    )
+    assert done.returncode == 0 and "rollout_chip: exact" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("broken", CONTROLS)
 def test_broken_kernel_is_noticed(broken: str) -> None:
     case, sign = CONTROLS[broken]

@@ -97,6 +97,9 @@ const char* rollout_case(const std::string& name) {
   }
   // the maze network's form: eight groups of 16 channels
   if (name == "rollout_maze") return rollout({1, 128, 8, 8}, joined(block(1, 1), block(1, 1)), {2, 8, false, 0, 8, 16});
+  // the roll-out of the mazes as it would run on an H100: 128 of its 132 multiprocessors
+  if (name == "rollout_chip")
+    return rollout({1, 128, 32, 32}, joined(block(1, 1), block(1, 1)), {2, 132, false, 1, 128, 16});
   // two images of two patches each, two patches a block; a quarter of the columns are no channels
   if (name == "rollout_images") return rollout({2, 48, 10, 5}, block(1, 1), {2, 2, true, 0, 2, 64});
   if (name == "rollout_wide") return rollout({1, 64, 17, 8, 1, false}, convolution, {5, 2, true, 5, 2, 64});
