@@ -117,8 +117,8 @@ void convolve(const Group& group, const StagePlan& stage, const float* filter, c
     for (const Chunk::Part& part : chunk.parts)
       group.kernels.input_transform[part.kind](source, grid, chunk.tiles(part), part_of(v, part));
     const int pairs = (geometry.blocks + 1) / 2;
-    for (int pair = 0; pair < pairs; pair += kPassPairs) {
-      const int count = std::min(kPassPairs, pairs - pair);
+    for (int pair = 0; pair < pairs; pair += plan.pass_pairs) {
+      const int count = std::min(plan.pass_pairs, pairs - pair);
       Grid pass = grid;
       pass.blocks = std::min(2 * count, geometry.blocks - 2 * pair);
       watch.next(kProduct);

@@ -8,9 +8,6 @@
 
 namespace rdk {
 
-// Pairs of output blocks per pass over the points: the products of a pass stay in the second-level cache.
-constexpr int kPassPairs = 4;
-
 enum class Precision { kFast, kAccurate };
 
 // The tiles along one axis of a sub-grid: some of `size` outputs, then some of one output less.
@@ -60,6 +57,7 @@ struct Plan {
   std::vector<StagePlan> stage_plans;     // one per stage
   int group;                              // images processed together through all iterations
   int chunk;                              // most tiles transformed at a time
+  int pass_pairs;                         // pairs of output blocks per pass over the points
   int64_t points_floats;                  // one buffer of transformed data of a chunk
   int forward_buffers, backward_buffers;  // blocked buffers per group
   int64_t forward_worker_floats, backward_worker_floats;
