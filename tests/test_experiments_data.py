@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from experiments.data import imagenet as imagenet_files
 from experiments.data.augment import EpochDraws, normalised, windows
 from experiments.data.sets import Batches, DataError, InMemory, Where, open_source, shape_of
 from experiments.settings import Data
@@ -155,6 +156,28 @@ def test_imagenet_that_is_missing_or_damaged(imagenet: Path) -> None:
     source = open_source(Data(name="imagenet"), Where(imagenet, workers=0))
     with pytest.raises(DataError, match=f"{damaged.name} cannot be decoded"):
         list(source.test(4))
+
+
+@pytest.mark.parametrize("mode,kind", [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "PNG")])
+def test_both_decoders_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: str
+) -> None:
+    """ImageNet holds JPEGs in CMYK and grey, and a PNG under the name .JPEG, which only PIL takes."""
+    image = pytest.importorskip("PIL.Image")
+    torchcodec = pytest.importorskip("torchcodec.decoders")
+    path = tmp_path / "image.JPEG"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+    image.fromarray(pixels).convert(mode).save(path, kind)
+    taken: list[str] = []
+    for name in ("_jpeg_decoder", "_decoded_by_pil"):
+        inner = getattr(imagenet_files, name)
+        monkeypatch.setattr(imagenet_files, name, lambda *a, name=name, inner=inner: taken.append(name) or inner(*a))
+    found = imagenet_files._decoded(str(path))
+    assert imagenet_files._jpeg_decoder() is torchcodec.decode_jpeg
+    assert ("_decoded_by_pil" in taken) == (kind == "PNG")
+    assert found.shape == (3, 180, 220) and found.dtype == torch.uint8
+    monkeypatch.setattr(imagenet_files, "_jpeg_decoder", lambda: None)
+    assert imagenet_files._decoded(str(path)).equal(found)
 
 
 def test_digits_need_no_file(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -66,7 +67,26 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 
 def _decoded(path: str) -> Tensor:
-    """(3, H, W) uint8."""
+    """(3, H, W) uint8, by torchcodec; by PIL, which gives the same bits, where that refuses a file or is not installed."""
+    decode_jpeg = _jpeg_decoder()
+    if decode_jpeg is not None:
+        try:
+            return decode_jpeg(path, mode="RGB")
+        except (RuntimeError, ValueError):
+            pass  # a PNG that is called .JPEG is among the training images
+    return _decoded_by_pil(path)
+
+
+@cache
+def _jpeg_decoder() -> Callable[..., Tensor] | None:
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError):  # not installed, or built for another version of PyTorch
+        return None
+    return decode_jpeg
+
+
+def _decoded_by_pil(path: str) -> Tensor:
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
