@@ -203,6 +203,9 @@ def test_terms_of_the_visualisation_by_hand() -> None:
     a[1, 0] = torch.tensor([1.0, 0.0])  # |a_0(x_1)| = 1, disturbs filter 0
     assert float(visualise.objective(a, contrastive=False)) == 7
     assert float(visualise.objective(a, contrastive=True)) == 2 * 5 - 1 + 2 * 2 - 0
+    # image 0 for filter 2, image 1 for filter 0 again
+    assert float(visualise.objective(a, contrastive=False, first=2)) == 0 + 1
+    assert float(visualise.objective(a, contrastive=True, first=2)) == 2 * 0 - 0 + 2 * 1 - 5
 
 
 def test_visualisation_raises_its_objective(tmp_path: Path) -> None:

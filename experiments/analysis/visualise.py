@@ -22,6 +22,7 @@ from experiments.models.network import DepthNet
 from experiments.settings import Run
 
 JITTER = 32
+MORE = ("F12", "F13")  # these go on with the filters after those of Figures 7 and 8
 
 
 class Coefficients(NamedTuple):
@@ -66,13 +67,13 @@ def total_variation(x: Tensor) -> Tensor:
     return right.norm() + down.norm() + falling.norm() + rising.norm()
 
 
-def objective(activations: Tensor, contrastive: bool) -> Tensor:
-    """Σ_i |a_i(x_i)|, where image i is to excite filter i; contrastive: n times that, less the other images' |a_i(x_j)|."""
+def objective(activations: Tensor, contrastive: bool, first: int = 0) -> Tensor:
+    """Σ_i |a_f(x_i)|, image i to excite filter f = first + i; contrastive: n times that, less the other images' |a_f(x_j)|."""
     norms = activations.flatten(2).norm(dim=2)  # (N, C)
-    own = norms[torch.arange(len(norms)), torch.arange(len(norms)) % norms.shape[1]]
+    filters = (first + torch.arange(len(norms))) % norms.shape[1]
+    own = norms[torch.arange(len(norms)), filters]
     if not contrastive:
         return own.sum()
-    filters = torch.arange(len(norms)) % norms.shape[1]
     return (len(norms) * own - (norms[:, filters].sum(0) - own)).sum()
 
 
@@ -104,8 +105,9 @@ def visualise(
     statistics: tuple[Tensor, Tensor],
     contrastive: bool,
     steps: int,
+    first: int = 0,
 ) -> Tensor:
-    """Images (N, C, H, W) in the net's normalised space, image i for filter i."""
+    """Images (N, C, H, W) in the net's normalised space, image i for filter first + i."""
     generator = torch.Generator().manual_seed(0)
     device = next(net.parameters()).device
     x = torch.randn(shape, generator=generator).to(device).requires_grad_()
@@ -114,7 +116,7 @@ def visualise(
         adam.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * step / steps))
         shift = torch.randint(-JITTER + 1, JITTER, (2,), generator=generator).tolist()
         moved = x.roll(shift, (2, 3))
-        loss = -weights.main * objective(layer(moved), contrastive)
+        loss = -weights.main * objective(layer(moved), contrastive, first)
         if weights.tv:
             loss = loss + weights.tv * total_variation(moved)
         if weights.bn:
@@ -151,7 +153,8 @@ def _all(
     experiment: Experiment, runs: list[Run], place: Place, scale: str, pictures: Path, recipe: Recipe
 ) -> dict[str, Any]:
     steps, batch, shown = {"full": (1000, recipe.batch, 12), "laptop": (1000, 12, 12), "smoke": (3, 4, 4)}[scale]
-    found: dict[str, Any] = {"steps": steps, "batch": batch, "nets": []}
+    first = shown if experiment.name in MORE else 0
+    found: dict[str, Any] = {"steps": steps, "batch": batch, "first_filter": first, "nets": []}
     for run in runs:
         net = load(run, place).requires_grad_(False)
         statistics = stem_statistics(net, run, place, 1024)
@@ -161,7 +164,7 @@ def _all(
         for number, (name, layer) in enumerate(functions):
             weights = coefficients(recipe, number, len(functions))
             size = (batch, shape.channels, shape.size, shape.size)
-            images = visualise(net, layer, size, weights, statistics, recipe.contrastive, steps)
+            images = visualise(net, layer, size, weights, statistics, recipe.contrastive, steps, first)
             shares[name] = high_frequency_share(images)
             rows.append(images[:shown].cpu())
         kind = "recurrent" if run.model.recurrent else "feed_forward"
