@@ -42,7 +42,8 @@ static void move_map(const MapArgs& args) {
       const int left = args.channels - block * kBlock;
       for (int lane = 0; lane < kBlock && lane < left; ++lane)
         for (int col = 0; col < args.width; ++col)
-          Move::one(map[(block * kBlock + lane) * args.c + col * args.w], blocked[block * args.block + col * kBlock + lane]);
+          Move::one(map[(block * kBlock + lane) * args.c + col * args.w],
+                    blocked[block * args.block + col * kBlock + lane]);
     }
   }
 }
