@@ -143,18 +143,19 @@ def active_neurons(path: Path, nets: list[dict[str, Any]]) -> None:
 
 
 def test_time_iterations(path: Path, nets: list[dict[str, Any]]) -> None:
-    """Beside Figure 5: accuracy of each recurrent net after every iteration, up to twice its own number."""
-    sizes = sorted({net["cells"] for net in nets})
+    """Beside Figure 5: accuracy of each recurrent net after every iteration, up to twice its own number; a colour per depth."""
+    sizes, depths, seeds = (sorted({net[name] for net in nets}) for name in ("cells", "depth", "seed"))
     with saved(path, len(sizes)) as axes:
         for axis, cells in zip(axes, sizes, strict=True):
             for net in (net for net in nets if net["cells"] == cells):
-                line = net["per_iteration"]
-                (drawn,) = axis.plot(range(1, len(line) + 1), line, label=f"depth {net['depth']}, seed {net['seed']}")
-                own = net["trained_iterations"]
-                axis.plot([own], [line[own - 1]], "o", color=drawn.get_color())
+                line, own = net["per_iteration"], net["trained_iterations"]
+                colour = f"C{depths.index(net['depth'])}"
+                label = f"depth {net['depth']}" if net["seed"] == seeds[0] else None
+                axis.plot(range(1, len(line) + 1), line, color=colour, label=label, linewidth=1)
+                axis.plot([own], [line[own - 1]], "o", color=colour, markersize=4)
             axis.set(title=f"mazes of {cells} cells", xlabel="iterations at test time", ylabel="% solved")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
+        axes[-1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def probe_curves(path: Path, values: dict[str, list[dict[str, float]]]) -> None:
