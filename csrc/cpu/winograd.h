@@ -101,7 +101,7 @@ struct Winograd<4> {
 template <>
 struct Winograd<3> {
   using All = Winograd<4>;
-  static constexpr float a = All::a, b = All::b, a2 = All::a2, b2 = All::b2, na = All::na, nb = All::nb;
+  static constexpr float a = All::a, b = All::b, a2 = All::a2, b2 = All::b2;
   RDK_INLINE void input(const Vec* d, Vec* v) {
     Vec va2 = broadcast(a2), vb2 = broadcast(b2);
     Vec odd_a = mul(broadcast(a), fnma(vb2, d[1], d[3])), even_a = fnma(vb2, d[0], d[2]);
@@ -113,13 +113,9 @@ struct Winograd<3> {
     v[4] = fma(broadcast(a2 * b2), d[0], fnma(broadcast(a2 + b2), d[2], d[4]));
   }
   RDK_INLINE void filter(const Vec* g, Vec* u) {
-    Vec even_a = mul(broadcast(na), fma(broadcast(a2), g[2], g[0])), odd_a = mul(broadcast(na * a), g[1]);
-    Vec even_b = mul(broadcast(nb), fma(broadcast(b2), g[2], g[0])), odd_b = mul(broadcast(nb * b), g[1]);
-    u[0] = add(even_a, odd_a);
-    u[1] = sub(even_a, odd_a);
-    u[2] = add(even_b, odd_b);
-    u[3] = sub(even_b, odd_b);
-    u[4] = g[2];
+    Vec all[6];
+    All::filter(g, all);
+    for (int point = 0; point < 5; ++point) u[point] = all[point + 1];
   }
   RDK_INLINE void output(const Vec* m, Vec* y) {
     Vec even_a = add(m[0], m[1]), odd_a = sub(m[0], m[1]), even_b = add(m[2], m[3]), odd_b = sub(m[2], m[3]);
@@ -137,11 +133,8 @@ struct Winograd<3> {
     w[4] = y[2];
   }
   RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
-    Vec even_a = mul(broadcast(na), add(u[0], u[1])), odd_a = mul(broadcast(na * a), sub(u[0], u[1]));
-    Vec even_b = mul(broadcast(nb), add(u[2], u[3])), odd_b = mul(broadcast(nb * b), sub(u[2], u[3]));
-    g[0] = add(even_a, even_b);
-    g[1] = add(odd_a, odd_b);
-    g[2] = fma(broadcast(a2), even_a, fma(broadcast(b2), even_b, u[4]));
+    const Vec all[6] = {zero(), u[0], u[1], u[2], u[3], u[4]};
+    All::filter_gradient(all, g);
   }
 };
 
