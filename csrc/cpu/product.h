@@ -8,10 +8,11 @@ constexpr int kDepth =
     128;  // channels per partial sum: a filter panel stays in the first-level cache, and rounding grows less
 
 // R tiles x NV vectors of outputs over `depth` channels; meanwhile `ahead` is fetched into the cache, `pace` floats per
-// channel.
+// channel, and so are the tiles' next 16 channels, the last time those of `v_next`: they lie in as many lines as there
+// are tiles, too scattered for the processor to foresee.
 template <int R, int NV>
 static void product_step(const float* v, int64_t v_block, const float* u, int64_t u_row, int depth, float* m,
-                         int64_t m_block, bool accumulate, const float* ahead, int pace) {
+                         int64_t m_block, bool accumulate, const float* ahead, int pace, const float* v_next) {
   Vec sum[R][NV];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r)
@@ -19,8 +20,11 @@ static void product_step(const float* v, int64_t v_block, const float* u, int64_
     for (int j = 0; j < NV; ++j) sum[r][j] = zero();
   for (int base = 0; base < depth; base += kBlock, v += v_block) {
     const int end = depth - base < kBlock ? depth - base : kBlock;
+    const float* soon = base + kBlock < depth ? v + v_block : v_next;
+#pragma GCC unroll 2
     for (int k = 0; k < end; ++k, u += u_row, ahead += pace) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(soon + k * kBlock), _MM_HINT_T0);
       Vec filter[NV];
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) filter[j] = load(u + j * kLanes);
@@ -43,7 +47,8 @@ static void product_step(const float* v, int64_t v_block, const float* u, int64_
   }
 }
 
-using Step = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool, const float*, int);
+using Step = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool, const float*, int,
+                      const float*);
 
 template <int NV, int... R>
 struct Steps {
@@ -72,9 +77,10 @@ static void product_panel(const ProductArgs& args, const float* v, const float* 
       const int rows = tiles + (step < longer ? 1 : 0);
       const Step run = pair ? PairSteps::table[rows - 1] : SingleSteps::table[rows - 1];
       const float* fetch = ahead + static_cast<int64_t>(step) * depth * pace;
+      const int next = step + 1 < steps ? tile + rows : 0;
       run(v + tile * kBlock, args.v.block, u + column, width, depth, m + column / kBlock * args.m.block + tile * kBlock,
-          args.m.block, accumulate, fetch, pace);
-      tile += rows;
+          args.m.block, accumulate, fetch, pace, v + next * kBlock);
+      tile = next;
     }
   }
 }
