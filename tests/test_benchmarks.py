@@ -130,6 +130,17 @@ def test_statistics_of_known_samples() -> None:
         Timing.of([])
 
 
+def test_a_call_on_the_host_is_timed_after_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], iter([5.0, 0.25])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def run() -> None:
+        now[0] += next(calls)
+
+    assert timing.HostStopwatch()(run) == pytest.approx(250.0)
+    assert next(calls, None) is None
+
+
 class FakeTime:
     """A clock and a stopwatch under which every contender takes its own name's number of milliseconds."""
 

@@ -22,7 +22,10 @@ std::vector<float> padded_rows(const std::vector<at::Tensor>& rows, int64_t padd
 // slots: for each map that a run may store, its place in `maps`, or -1.
 std::vector<MapView> stored(const std::optional<at::Tensor>& maps, at::IntArrayRef slots) {
   std::vector<MapView> views;
-  for (int64_t slot : slots) views.push_back(slot < 0 ? MapView{} : view(*maps, slot));
+  for (int64_t slot : slots) {
+    views.push_back(slot < 0 ? MapView{} : view(*maps, slot));
+    views.back().streamed = true;
+  }
   return views;
 }
 

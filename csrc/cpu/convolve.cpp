@@ -20,7 +20,7 @@ void move_group(const Group& group, const MapView& map, float* buffer, Move move
     const int last = static_cast<int>((band + 1) * geometry.height / bands);
     move(MapArgs{map.data + (group.first_image + image) * map.n + first * map.h, map.c, map.h, map.w,
                  buffer + image * geometry.image() + geometry.origin() + first * geometry.row(), geometry.block(),
-                 geometry.row(), geometry.channels, last - first, geometry.width});
+                 geometry.row(), geometry.channels, last - first, geometry.width, map.streamed});
   });
 }
 

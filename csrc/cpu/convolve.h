@@ -13,6 +13,7 @@ namespace rdk {
 struct MapView {
   float* data = nullptr;
   int64_t n = 0, c = 0, h = 0, w = 0;  // strides
+  bool streamed = false;               // stored past the caches: read again only much later
 };
 
 struct Group {

@@ -22,7 +22,7 @@ static const Kernels kTable = {
     product,
     weight_product,
     move_map<LoadPixels>,
-    move_map<StorePixels>,
+    store_map,
     move_map<AddPixels>,
     add_blocked,
     sum_pixels,

@@ -111,6 +111,7 @@ struct MapArgs {
   float* blocked;   // first pixel inside the border
   int64_t block, row;
   int32_t channels, height, width;
+  bool streamed = false;  // stored past the caches
 };
 
 // A channels_last map as (pixels, channels), and what follows its convolution.

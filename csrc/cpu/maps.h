@@ -13,6 +13,10 @@ struct StorePixels {
   RDK_INLINE void some(float* map, float* blocked, int lanes) { store_part(map, load(blocked), lanes); }
   RDK_INLINE void one(float& map, float& blocked) { map = blocked; }
 };
+// Past the caches: the map's lines need not be fetched before they are written.
+struct StreamPixels : StorePixels {
+  RDK_INLINE void full(float* map, float* blocked) { stream(map, load(blocked)); }
+};
 struct AddPixels {
   RDK_INLINE void full(float* map, float* blocked) { store(map, add(load(map), load(blocked))); }
   RDK_INLINE void some(float* map, float* blocked, int lanes) {
@@ -45,6 +49,18 @@ static void move_map(const MapArgs& args) {
           Move::one(map[(block * kBlock + lane) * args.c + col * args.w],
                     blocked[block * args.block + col * kBlock + lane]);
     }
+  }
+}
+
+static void store_map(const MapArgs& args) {
+  constexpr int64_t kVectorBytes = sizeof(Vec);
+  const int64_t steps =
+      reinterpret_cast<intptr_t>(args.map) | args.h * int64_t{sizeof(float)} | args.w * int64_t{sizeof(float)};
+  if (args.streamed && args.c == 1 && steps % kVectorBytes == 0) {
+    move_map<StreamPixels>(args);
+    _mm_sfence();  // other threads see the map once this one has joined them
+  } else {
+    move_map<StorePixels>(args);
   }
 }
 

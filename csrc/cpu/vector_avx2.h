@@ -18,6 +18,7 @@ RDK_INLINE __m256i part(int lanes) {
 }
 RDK_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 RDK_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+RDK_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }  // past the caches; p on a vector's boundary
 RDK_INLINE Vec load_part(const float* p, int lanes) { return _mm256_maskload_ps(p, part(lanes)); }
 RDK_INLINE void store_part(float* p, Vec v, int lanes) { _mm256_maskstore_ps(p, part(lanes), v); }
 RDK_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }

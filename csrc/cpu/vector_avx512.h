@@ -15,6 +15,7 @@ constexpr int kWeightRows = 8;  // channels of v per step of the weight product
 
 RDK_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 RDK_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+RDK_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }  // past the caches; p on a vector's boundary
 RDK_INLINE Vec load_part(const float* p, int lanes) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1), p);
 }
