@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Store
-from rdk.backends.layout import channels_last, empty_maps, outside
+from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Problem, Store
+from rdk.backends.layout import channels_last, empty_maps, empty_outside, outside
 from rdk.checkpoint import Schedule, kept_maps, kept_positions, kept_states, segment_bounds, split
 
 
@@ -19,7 +19,7 @@ def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) 
     """
     problem = call.problem
     n = problem.iterations
-    state = channels_last(x)
+    state = _taken(backend, problem, x)
     kept = empty_maps(kept_maps(problem, schedule) if schedule else 0, state)
     store = Store(record_statistics=problem.norm_training)
     if schedule:
@@ -29,7 +29,7 @@ def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) 
         if schedule.taped and problem.tape_maps:
             store.tape_first, store.tapes = n - schedule.taped, kept[states:]
     if problem.return_states:
-        store.positions, store.states = range(1, n + 1), empty_maps(n, state)
+        store.positions, store.states = range(1, n + 1), _empty_states(backend, problem, x)
     last = backend.forward(call, state, 0, n, store)
     out = store.states if problem.return_states and store.states is not None else last
     return outside(out, like=x), kept
@@ -46,9 +46,21 @@ def backward(
     needs: Needs,
 ) -> tuple[Tensor, ParameterGradients]:
     """The gradient of x, in its layout, and those of the parameters. Writes into no argument."""
-    reversal = _Reversal(backend, call, schedule, channels_last(x), channels_last(out), kept, needs)
-    grad = reversal.run(channels_last(grad_out))
+    x_taken, out_taken = (_taken(backend, call.problem, maps) for maps in (x, out))
+    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, kept, needs)
+    grad = reversal.run(_taken(backend, call.problem, grad_out))
     return outside(grad, like=x), reversal.gradients.finish()
+
+
+def _taken(backend: Backend, problem: Problem, maps: Tensor) -> Tensor:
+    return maps if backend.any_layout(problem) else channels_last(maps)
+
+
+def _empty_states(backend: Backend, problem: Problem, x: Tensor) -> Tensor:
+    """Room for the state after every iteration."""
+    if backend.any_layout(problem):
+        return empty_outside((problem.iterations, *x.shape), like=x)
+    return empty_maps(problem.iterations, x)
 
 
 class _Reversal:

@@ -50,9 +50,10 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
   fit_group(run.plan, state.size(0), static_cast<int>(workers));
   if (inject) run.inject = view(*inject);
   if (out) run.states.back() = view(*out);
-  // kept maps are large and new in every call: few page faults instead of one per 4 KiB
+  // maps are large and new in every call: few page faults instead of one per 4 KiB
   if (states) huge_pages(*states);
   if (tapes) huge_pages(*tapes);
+  if (out) huge_pages(*out);
   const int64_t padded = plan.geometry.blocks * static_cast<int64_t>(kBlock);
   const int64_t count = static_cast<int64_t>(plan.stages.size()), rows = iterations * count;
   TORCH_CHECK(static_cast<int64_t>(run.states.size()) == iterations && static_cast<int64_t>(run.tapes.size()) == rows,
@@ -111,6 +112,7 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   }
   run.grad = view(grad);
   if (grad_input) run.grad_input = view(*grad_input);
+  if (grad_input) huge_pages(*grad_input);
   if (inject_sum) run.inject_sum = view(*inject_sum);
   run.filter_gradients = filter_sums.data_ptr<float>();
   run.copy_floats = plan.gradient_floats;

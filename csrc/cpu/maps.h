@@ -7,11 +7,33 @@ struct LoadPixels {
   RDK_INLINE void full(float* map, float* blocked) { store(blocked, load(map)); }
   RDK_INLINE void some(float* map, float* blocked, int lanes) { store(blocked, load_part(map, lanes)); }
   RDK_INLINE void one(float& map, float& blocked) { blocked = map; }
+  // up to a vector of pixels, side by side in the map, of up to a vector of channels
+  RDK_INLINE void turned(float* map, int64_t channel, float* blocked, int channels, int pixels) {
+    Vec rows[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = i < channels ? load_part(map + i * channel, pixels) : zero();
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (i < pixels) store(blocked + i * kBlock, rows[i]);
+  }
 };
 struct StorePixels {
   RDK_INLINE void full(float* map, float* blocked) { store(map, load(blocked)); }
   RDK_INLINE void some(float* map, float* blocked, int lanes) { store_part(map, load(blocked), lanes); }
   RDK_INLINE void one(float& map, float& blocked) { map = blocked; }
+  RDK_INLINE void turned(float* map, int64_t channel, float* blocked, int channels, int pixels) {
+    Vec rows[kLanes];
+    turn(blocked, pixels, rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (i < channels) store_part(map + i * channel, rows[i], pixels);
+  }
+  RDK_INLINE void turn(float* blocked, int pixels, Vec* rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = i < pixels ? load(blocked + i * kBlock) : zero();
+    transpose(rows);
+  }
 };
 // Past the caches: the map's lines need not be fetched before they are written.
 struct StreamPixels : StorePixels {
@@ -23,33 +45,54 @@ struct AddPixels {
     store_part(map, add(load_part(map, lanes), load(blocked)), lanes);
   }
   RDK_INLINE void one(float& map, float& blocked) { map += blocked; }
+  RDK_INLINE void turned(float* map, int64_t channel, float* blocked, int channels, int pixels) {
+    Vec rows[kLanes];
+    StorePixels::turn(blocked, pixels, rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (i < channels) store_part(map + i * channel, add(load_part(map + i * channel, pixels), rows[i]), pixels);
+  }
 };
 
-// Pixel by pixel where the channels lie side by side, so that the map, which is far away, is walked in order.
+RDK_INLINE int up_to_lanes(int left) { return left < 0 ? 0 : left < kLanes ? left : kLanes; }
+
+// A row whose channels lie side by side: pixel by pixel, so that the map, which is far away, is walked in order.
+template <class Move>
+static void move_pixels(const MapArgs& args, float* map, float* blocked) {
+  const int whole = args.channels / kBlock, left = args.channels - whole * kBlock;
+  for (int col = 0; col < args.width; ++col) {
+    float *from = map + col * args.w, *to = blocked + col * kBlock;
+    for (int block = 0; block < whole; ++block, from += kBlock, to += args.block)
+      for (int lane = 0; lane < kBlock; lane += kLanes) Move::full(from + lane, to + lane);
+    for (int lane = 0; lane < kBlock && left; lane += kLanes)
+      Move::some(from + lane, to + lane, up_to_lanes(left - lane));
+  }
+}
+
+// A row whose pixels lie side by side.
+template <class Move>
+static void move_planes(const MapArgs& args, float* map, float* blocked) {
+  for (int channel = 0; channel < args.channels; channel += kLanes) {
+    float* to = blocked + channel / kBlock * args.block + channel % kBlock;
+    for (int col = 0; col < args.width; col += kLanes)
+      Move::turned(map + channel * args.c + col, args.c, to + col * kBlock, up_to_lanes(args.channels - channel),
+                   up_to_lanes(args.width - col));
+  }
+}
+
+// A row of any strides.
+template <class Move>
+static void move_values(const MapArgs& args, float* map, float* blocked) {
+  for (int channel = 0; channel < args.channels; ++channel)
+    for (int col = 0; col < args.width; ++col)
+      Move::one(map[channel * args.c + col * args.w],
+                blocked[channel / kBlock * args.block + col * kBlock + channel % kBlock]);
+}
+
 template <class Move>
 static void move_map(const MapArgs& args) {
-  const int whole = args.c == 1 ? args.channels / kBlock : 0;
-  const int blocks = (args.channels + kBlock - 1) / kBlock;
-  for (int row = 0; row < args.height; ++row) {
-    float* map = args.map + row * args.h;
-    float* blocked = args.blocked + row * args.row;
-    for (int col = 0; col < args.width && args.c == 1; ++col) {
-      float *from = map + col * args.w, *to = blocked + col * kBlock;
-      for (int block = 0; block < whole; ++block, from += kBlock, to += args.block)
-        for (int lane = 0; lane < kBlock; lane += kLanes) Move::full(from + lane, to + lane);
-      if (whole == blocks) continue;
-      const int left = args.channels - whole * kBlock;
-      for (int lane = 0; lane < kBlock; lane += kLanes)
-        Move::some(from + lane, to + lane, left - lane < 0 ? 0 : left - lane < kLanes ? left - lane : kLanes);
-    }
-    for (int block = whole; block < blocks && args.c != 1; ++block) {
-      const int left = args.channels - block * kBlock;
-      for (int lane = 0; lane < kBlock && lane < left; ++lane)
-        for (int col = 0; col < args.width; ++col)
-          Move::one(map[(block * kBlock + lane) * args.c + col * args.w],
-                    blocked[block * args.block + col * kBlock + lane]);
-    }
-  }
+  const auto move_row = args.c == 1 ? move_pixels<Move> : args.w == 1 ? move_planes<Move> : move_values<Move>;
+  for (int row = 0; row < args.height; ++row) move_row(args, args.map + row * args.h, args.blocked + row * args.row);
 }
 
 static void store_map(const MapArgs& args) {

@@ -28,6 +28,24 @@ RDK_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 RDK_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 RDK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c
 RDK_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
+// rows become columns
+RDK_INLINE void transpose(Vec* rows) {
+  Vec pairs[8];
+  for (int i = 0; i < 8; i += 4) {
+    const Vec low = _mm256_unpacklo_ps(rows[i], rows[i + 1]), high = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    const Vec low_next = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]),
+              high_next = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+    pairs[i] = _mm256_shuffle_ps(low, low_next, 0x44);
+    pairs[i + 1] = _mm256_shuffle_ps(low, low_next, 0xee);
+    pairs[i + 2] = _mm256_shuffle_ps(high, high_next, 0x44);
+    pairs[i + 3] = _mm256_shuffle_ps(high, high_next, 0xee);
+  }
+  // pairs[4 * g + k] holds columns k and 4 + k of rows 4 * g … 4 * g + 3
+  for (int k = 0; k < 4; ++k) {
+    rows[k] = _mm256_permute2f128_ps(pairs[k], pairs[4 + k], 0x20);
+    rows[4 + k] = _mm256_permute2f128_ps(pairs[k], pairs[4 + k], 0x31);
+  }
+}
 // the second operand is returned where one is NaN, as torch.relu does
 RDK_INLINE Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
 // a where not (by <= 0), else 0, as threshold_backward does

@@ -29,6 +29,33 @@ RDK_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 RDK_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 RDK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
 RDK_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+// rows become columns (masked forms: see relu)
+RDK_INLINE void transpose(Vec* rows) {
+  constexpr __mmask16 kAll = 0xffff;
+  constexpr __mmask8 kPairs = 0xff;
+  __m512d pairs[16];
+  for (int i = 0; i < 16; i += 4) {
+    const Vec low = _mm512_maskz_unpacklo_ps(kAll, rows[i], rows[i + 1]),
+              high = _mm512_maskz_unpackhi_ps(kAll, rows[i], rows[i + 1]);
+    const Vec low_next = _mm512_maskz_unpacklo_ps(kAll, rows[i + 2], rows[i + 3]),
+              high_next = _mm512_maskz_unpackhi_ps(kAll, rows[i + 2], rows[i + 3]);
+    pairs[i] = _mm512_maskz_unpacklo_pd(kPairs, _mm512_castps_pd(low), _mm512_castps_pd(low_next));
+    pairs[i + 1] = _mm512_maskz_unpackhi_pd(kPairs, _mm512_castps_pd(low), _mm512_castps_pd(low_next));
+    pairs[i + 2] = _mm512_maskz_unpacklo_pd(kPairs, _mm512_castps_pd(high), _mm512_castps_pd(high_next));
+    pairs[i + 3] = _mm512_maskz_unpackhi_pd(kPairs, _mm512_castps_pd(high), _mm512_castps_pd(high_next));
+  }
+  // pairs[4 * g + k] holds columns k, 4 + k, 8 + k and 12 + k of rows 4 * g … 4 * g + 3
+  for (int k = 0; k < 4; ++k) {
+    const __m512d even_top = _mm512_maskz_shuffle_f64x2(kPairs, pairs[k], pairs[4 + k], 0x88),
+                  odd_top = _mm512_maskz_shuffle_f64x2(kPairs, pairs[k], pairs[4 + k], 0xdd),
+                  even_bottom = _mm512_maskz_shuffle_f64x2(kPairs, pairs[8 + k], pairs[12 + k], 0x88),
+                  odd_bottom = _mm512_maskz_shuffle_f64x2(kPairs, pairs[8 + k], pairs[12 + k], 0xdd);
+    rows[k] = _mm512_castpd_ps(_mm512_maskz_shuffle_f64x2(kPairs, even_top, even_bottom, 0x88));
+    rows[4 + k] = _mm512_castpd_ps(_mm512_maskz_shuffle_f64x2(kPairs, odd_top, odd_bottom, 0x88));
+    rows[8 + k] = _mm512_castpd_ps(_mm512_maskz_shuffle_f64x2(kPairs, even_top, even_bottom, 0xdd));
+    rows[12 + k] = _mm512_castpd_ps(_mm512_maskz_shuffle_f64x2(kPairs, odd_top, odd_bottom, 0xdd));
+  }
+}
 // the second operand is returned where one is NaN, as torch.relu does
 // (masked form: the plain one warns of an uninitialised variable in GCC 12)
 RDK_INLINE Vec relu(Vec a) { return _mm512_maskz_max_ps(static_cast<__mmask16>(-1), _mm512_setzero_ps(), a); }

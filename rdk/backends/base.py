@@ -170,6 +170,10 @@ class Backend(Protocol):
         """Peak bytes held during forward and backward beside the input, output, kept and re-kept states and the tape."""
         ...
 
+    def any_layout(self, problem: Problem) -> bool:
+        """Whether its runs read and return maps of any strides; where not they are handed channels_last ones."""
+        ...
+
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         """Runs iterations first … last-1 from `state` and returns the state after them.
 

@@ -30,11 +30,15 @@ class CpuBackend:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """Transformed filters and their gradients, two buffers of transformed tiles and a group's maps per worker;
-        a copy of input and output in the other memory layout. With norm also whole maps: see cpu_norm."""
+        """Transformed filters and their gradients, two buffers of transformed tiles and a group's maps per worker; the
+        gradients that pass from run to run. With norm also whole maps: see cpu_norm."""
         if problem.norm and (problem.norm_training or problem.needs_grad):
             return cpu_norm.workspace_bytes(problem)
         return cpu_runs.workspace_bytes(problem)
+
+    def any_layout(self, problem: Problem) -> bool:
+        """Groups are moved in and out by the strides; the passes of a BatchNorm in training go over channels_last maps."""
+        return not problem.norm
 
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         if call.problem.norm and (store.record_statistics or store.tapes is not None or call.problem.norm_training):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
-from rdk.backends.layout import empty_maps
+from rdk.backends.layout import empty_maps, empty_outside
 
 # multiply-adds of one operator call: Python looks for an interrupt between two calls
 SLICE_PRODUCTS = 2 * 10**10
@@ -142,7 +142,7 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
                     place = (iteration - store.tape_first) * (count - 1) + stage
                     tape_slots[(iteration - begin) * count + stage] = place
         last_slot = state_slots[-1]
-        out = empty_maps(1, state)[0] if last_slot < 0 else None
+        out = empty_outside(state.shape, like=state) if last_slot < 0 else None
         _run(call, plan, state, begin, end, count, out, store.states, state_slots, store.tapes, tape_slots, space)
         if out is None:
             assert store.states is not None
@@ -241,7 +241,7 @@ class RunGradients:
         wants_weight = [int(self.needs.weights[i]) for i in stages]
         wants_bias = [int(bool(self.call.biases) and self.needs.biases[i]) for i in stages]
         wants_input = first > 0 or self.needs.state
-        out = empty_maps(1, state)[0] if wants_input else None
+        out = empty_outside(state.shape, like=state) if wants_input else None
         if state_grads is not None:
             state_grads = state_grads[max(first - 1, 0) : last - 1]
         filters = filters_of(self.call, plan, first, last, transposed=True)

@@ -101,6 +101,9 @@ class CudaBackend:
             )
         return maps * problem.map_bytes + packed + sums
 
+    def any_layout(self, problem: Problem) -> bool:
+        return False
+
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         warn_once(self.kernels.device_type)
         state = aligned(state)

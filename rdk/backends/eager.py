@@ -82,6 +82,9 @@ class EagerBackend:
             sums = 4 * weight * stages * (1 if problem.tied else problem.iterations)
         return maps * problem.map_bytes + 3 * weight * problem.dtype.itemsize + sums
 
+    def any_layout(self, problem: Problem) -> bool:
+        return False
+
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         slot_of = {position: slot for slot, position in enumerate(store.positions)}
         tape_maps = call.problem.tape_maps

@@ -48,6 +48,9 @@ class TritonBackend:
 
         return workspace.peak_bytes(problem)
 
+    def any_layout(self, problem: Problem) -> bool:
+        return False
+
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         from rdk.backends.triton import forward
 
