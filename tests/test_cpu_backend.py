@@ -40,18 +40,32 @@ RECALL = (StageSpec(relu=False), StageSpec(), StageSpec(skip=1), StageSpec(dilat
 BOUND = 5e-6
 
 
+def sliced(maps: torch.Tensor) -> torch.Tensor:
+    """The same values with other values between the pixels of a row."""
+    wide = torch.full((*maps.shape[:-1], 2 * maps.shape[-1]), float("nan"))
+    wide[..., ::2] = maps
+    return wide[..., ::2]
+
+
+LAYOUTS = {"channels last": channels_last, "contiguous": torch.Tensor.contiguous, "neither": sliced}
+
+
 @settings(max_examples=30)
 @given(
     case=cases(),
     isa=st.sampled_from(["avx512", "avx512", "avx2"]),
     schedule=st.sampled_from([("none", 0), ("states", 0), ("states", 1), ("sqrt", 0)]),
     count=st.integers(1, 2),
+    layouts=st.tuples(st.sampled_from(sorted(LAYOUTS)), st.sampled_from(sorted(LAYOUTS))),
 )
-def test_forward_and_every_gradient_of_any_problem(case: Case, isa: str, schedule: tuple[str, int], count: int) -> None:
+def test_forward_and_every_gradient_of_any_problem(
+    case: Case, isa: str, schedule: tuple[str, int], count: int, layouts: tuple[str, str]
+) -> None:
     grad_out = upstream(case.x.shape, torch.float32)
+    case.x = LAYOUTS[layouts[0]](case.x)
     with instruction_set(isa), threads(count):
         masks = masks_of(case)
-        got = named(*run_step(case, channels_last(grad_out), *schedule))
+        got = named(*run_step(case, LAYOUTS[layouts[1]](grad_out), *schedule))
     # with few channels sums cancel, most of all those of a bias
     bound = BOUND if case.x.shape[1] >= 8 else 5 * BOUND
     assert_close(got, reference_step(case, grad_out, masks), bound)

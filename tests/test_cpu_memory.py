@@ -57,7 +57,7 @@ def workspace(shape: tuple[int, ...], n: int, **kw: Any) -> int:
     """What the workers hold; maps of the whole batch are counted apart."""
     small = make_case((1, 1, 1, 1), (StageSpec(), StageSpec(skip=0)), 1, **kw)
     problem = replace(small.call.problem, shape=shape, iterations=n)
-    return dispatch.get("cpu").workspace_bytes(problem) - (4 if problem.needs_grad else 3) * problem.map_bytes
+    return dispatch.get("cpu").workspace_bytes(problem) - (2 if problem.needs_grad else 1) * problem.map_bytes
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])

@@ -55,7 +55,7 @@ def plan_for(shape: tuple[int, ...], specs: tuple[StageSpec, ...], precision: st
 
 
 def workspace_bytes(problem: Problem) -> int:
-    """Beside two maps for input and output in the other layout: nothing here grows with the batch or the iterations."""
+    """Beside the maps that pass from run to run: nothing here grows with the batch or the iterations."""
     plan = plan_of(problem)
     filters = sum(plan.filter_floats)
     if problem.tied:
@@ -67,7 +67,7 @@ def workspace_bytes(problem: Problem) -> int:
         padded = -(-problem.channels // 16) * 16
         sums = plan.gradient_floats + 2 * len(problem.stages) * padded
         floats = max(floats, held + plan.workers * plan.backward_floats + plan.sum_copies * sums)
-    maps = 4 if problem.needs_grad else 3
+    maps = 2 if problem.needs_grad else 1  # the gradient before and after a run; the state before it
     return 4 * floats + maps * problem.map_bytes
 
 
