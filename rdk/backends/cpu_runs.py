@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
-from rdk.backends.layout import empty_maps, empty_outside
+from rdk.backends.layout import empty_outside
 
 # multiply-adds of one operator call: Python looks for an interrupt between two calls
 SLICE_PRODUCTS = 2 * 10**10
@@ -212,8 +212,8 @@ class RunGradients:
         grad: Tensor,
         state_grads: Tensor | None,
     ) -> Tensor:
-        if self.inject_sum is None and self.needs.inject:
-            self.inject_sum = empty_maps(1, state)[0].zero_()
+        if self.inject_sum is None and self.needs.inject and self.call.inject is not None:
+            self.inject_sum = torch.zeros_like(self.call.inject)
         if self.problem.tied:
             return self._run(first, last, state, states, tapes, grad, state_grads)
         maps = self.problem.tape_maps
@@ -280,7 +280,4 @@ class RunGradients:
     def finish(self) -> ParameterGradients:
         if self.problem.tied:
             self._collect(0)
-        inject = self.inject_sum
-        if inject is not None and self.call.inject is not None:
-            inject = torch.empty_like(self.call.inject).copy_(inject)
-        return ParameterGradients(inject, self.weights, self.biases, [], [])
+        return ParameterGradients(self.inject_sum, self.weights, self.biases, [], [])
