@@ -93,7 +93,8 @@ class Call:
 
 @dataclass
 class Store:
-    """Where a forward over a run of iterations writes what the backward will need. Maps are channels_last."""
+    """Where a forward over a run of iterations writes what the backward will need. Maps are channels_last, but for the
+    states that a caller asked for: a backend of any_layout gets them in the caller's."""
 
     positions: Sequence[int] = ()  # states[i] receives the state that enters iteration positions[i], ascending
     states: Tensor | None = None  # (len(positions), *shape)
