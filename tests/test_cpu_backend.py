@@ -103,9 +103,44 @@ def test_tiles_cover_a_map_with_the_fewest_products(size: int, points: int) -> N
     fewest = min(6 * fours + 5 * -(-max(0, size - 4 * fours) // 3) for fours in range(size // 4 + 2))
     assert fewest == points
     assert torch.ops.rdk.cpu_tile_points([1, 16, size, 4], [1, 1, -1], "fast") == 6 * points
-    # both sizes read one transformed filter
+    # both sizes read one transformed filter, whose points lie an odd number of cache lines apart
     floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1)[4]
-    assert floats in (25 * 16 * 16, 36 * 16 * 16)
+    assert floats in (25 * (16 + 1) * 16, 36 * (16 + 1) * 16)
+
+
+WEIGHT_LAYOUTS = LAYOUTS | {
+    # taps side by side, but not outputs or inputs
+    "part": lambda weight: torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 2), value=float("nan"))[:, :-2],
+    "inputs first": lambda weight: weight.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize("layout", sorted(set(WEIGHT_LAYOUTS) - {"contiguous"}))
+@pytest.mark.parametrize("channels", [1, 7, 16, 27, 40])
+@pytest.mark.parametrize("size,precision", [(8, "fast"), (9, "fast"), (8, "accurate")])
+def test_weights_and_their_gradients_of_any_layout(
+    isa: str, layout: str, channels: int, size: int, precision: str
+) -> None:
+    """The same bits as contiguous ones, and nothing is written between the gradient's values."""
+    shape, stages = [1, channels, size, size], [1, 1, -1]
+    weight = torch.randn(channels, channels, 3, 3)
+    laid_out = WEIGHT_LAYOUTS[layout](weight)
+    with instruction_set(isa):
+        for backward in (False, True):
+            filters = [torch.ops.rdk.cpu_filters([w], shape, stages, precision, backward) for w in (weight, laid_out)]
+            point = (-(-channels // 16)) ** 2 * 256  # floats of a point; the line after it holds nothing
+            kept = [f.view(-1, point + 16)[:, :point] for f in filters]
+            assert torch.equal(*kept)
+        sums = torch.randn(2, filters[0].numel())
+        expected, got = torch.empty_like(weight), laid_out
+        whole = got._base if got._base is not None else got
+        whole.fill_(float("nan"))
+        for gradient in (expected, got):
+            torch.ops.rdk.cpu_filter_gradients(sums, [gradient], shape, stages, precision)
+    assert torch.equal(got, expected)
+    got.fill_(0.0)
+    assert whole.isnan().sum() == whole.numel() - got.numel()
 
 
 @pytest.mark.parametrize("channels,size", [(64, 12), (64, 13), (64, 9), (256, 12)])

@@ -48,8 +48,8 @@ class Taps {
   }
 
   void clear() {
-    for (float(&tap)[kBlock] : values_)
-      for (float& value : tap) value = 0.0f;
+    for (int tap = 0; tap < 9; ++tap)
+      for (int lane = 0; lane < kBlock; lane += kLanes) store(values_[tap] + lane, zero());
   }
 
  private:

@@ -2,17 +2,22 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <climits>
 
 namespace rdk {
 namespace {
 
-// Tiles of a chunk, and about of a group: enough to use a filter panel often, few enough that maps and transformed
-// tiles stay near the second-level cache. Five steps of the AVX-512 product.
-constexpr int kChunkTiles = 70;
-// Pairs of output blocks whose products wait for the output transform: one while a chunk's transformed tiles stay in
-// the second-level cache beside them, more where each pass must fetch the tiles again.
-constexpr int kCachedBlocks = 8;
-constexpr int kCachedPairs = 1, kFetchedPairs = 4;
+// Tiles of a chunk, and about of a group (enough to use a filter panel often, few enough that maps and transformed
+// tiles stay near the second-level cache; multiples of a step of the AVX-512 product), and pairs of output blocks whose
+// products wait for the output transform together (each pass over the pairs fetches the tiles again).
+struct Cut {
+  int most_blocks, tiles, pairs;
+};
+constexpr Cut kCuts[] = {
+    {4, 70, 1},        // the filters stay in the second-level cache, and so do the tiles from pass to pass
+    {8, 98, 2},        // the filters do not: more tiles for each fetch of them
+    {INT_MAX, 70, 4},  // neither do the tiles
+};
 
 // The fewest points that cover `size` pixels with tiles of four and of three; of twos alone where they are wanted.
 Cover cover(int size, Precision precision) {
@@ -80,8 +85,10 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
     most_points = std::max(most_points, planned.filter_points());
     plan.gradient_floats += planned.filter_floats;
   }
-  plan.chunk = kChunkTiles / row_tiles * row_tiles;
-  plan.pass_pairs = geometry.blocks <= kCachedBlocks ? kCachedPairs : kFetchedPairs;
+  const Cut* cut = kCuts;
+  while (geometry.blocks > cut->most_blocks) ++cut;
+  plan.chunk = cut->tiles / row_tiles * row_tiles;
+  plan.pass_pairs = cut->pairs;
   plan.group = static_cast<int>(std::max<int64_t>(1, plan.chunk / plan.stage_plans[0].tiles()));
   plan.points_floats = most_points * odd_lines(static_cast<int64_t>(geometry.blocks) * plan.chunk);
   plan.forward_buffers = forward_buffer_count(stages);
