@@ -40,8 +40,12 @@ struct Geometry {
   int64_t block() const { return padded_height * row(); }
   int64_t image() const { return blocks * block(); }
   int64_t origin() const { return border * (row() + kBlock); }
-  // one point of a filter: an odd number of cache lines, so that the points do not fall on one set of a cache
-  int64_t filter_point() const { return (static_cast<int64_t>(blocks) * blocks * kBlock | 1) * kBlock; }
+  // one point of a filter; an odd number of cache lines, so that the points do not fall on one set of a cache, but for
+  // one block, whose points have few lines and lie in different sets anyway
+  int64_t filter_point() const {
+    const int64_t lines = static_cast<int64_t>(blocks) * blocks * kBlock;
+    return (blocks == 1 ? lines : lines | 1) * kBlock;
+  }
 };
 
 struct Stage {
