@@ -58,7 +58,8 @@ def test_copies_compute_the_same(kw: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
-    loaded = rdk.RecurrentResidual(4, 3, **kw).eval()
+    # with the same schedule, so that it runs on the same backend
+    loaded = rdk.RecurrentResidual(4, 3, **kw, checkpoint=2).eval()
     loaded.load_state_dict(torch.load(buffer, weights_only=True))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
         assert torch.equal(twin(x), expected)
