@@ -147,6 +147,16 @@ def test_of_equally_near_records_the_geometric_mean_decides(monkeypatch: pytest.
     assert measured.slower_than_eager("cpu", p) is None
 
 
+def test_a_batch_of_small_maps_is_near_one_large_map_of_as_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rdk.RecurrentConv(4, 3), torch.randn(4, 4, 16, 16).requires_grad_())
+    found = table(0.6, height=13, width=13, batch=1)
+    found["records"] += table(2.0, height=32, width=32, batch=1)["records"]
+    monkeypatch.setattr(measured, "tables", lambda: [found])
+    assert measured.slower_than_eager("cpu", p) is None
+    found["records"] += table(0.7, height=16, width=16, batch=4)["records"]
+    assert "16x16, batch 4" in str(measured.slower_than_eager("cpu", p))
+
+
 def test_a_table_of_one_instruction_set_does_not_speak_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(rdk.RecurrentConv(4, 3), X)
     tables = {name: table(speedup) | {"device": f"cpu {name}"} for name, speedup in (("avx512", 2.0), ("avx2", 0.8))}

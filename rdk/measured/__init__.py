@@ -11,9 +11,10 @@ One file per backend and device, written by `python -m benchmarks dispatch` and 
 speedup is the median time of eager, in its faster memory layout, over the backend's, from runs in turns in one process whose
 results were checked against float64; "measured_on" is described in benchmarks/environment.py. The nearest record decides:
 equal in pass, dtype, precision, norm and dilation, a linear one for a linear problem only, with the least sum of absolute
-differences of log2 of channels, pixels, batch, iterations and stages; residual networks differ from single convolutions in
-their stages; of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` of a
-problem is not preferred. A table speaks for its device alone: a CPU without one for its instruction set runs eager.
+differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter of it), of iterations and stages;
+residual networks differ from single convolutions in their stages; of several equally near the geometric mean counts. A backend
+that nobody measured within `MAX_DISTANCE` of a problem is not preferred. A table speaks for its device alone: a CPU without one
+for its instruction set runs eager.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rdk.backends.base import Problem
 
 FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
+MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
 
 Record = dict[str, Any]
 
@@ -93,14 +95,18 @@ def _comparable(record: Record, problem: Problem) -> bool:
 
 def _distance(record: Record, problem: Problem) -> float:
     pixels = problem.shape[2] * problem.shape[3] if problem.kind == "conv" else 1
-    pairs = [
-        (record["channels"], problem.channels),
-        (record["height"] * record["width"], pixels),
-        (record["batch"], problem.shape[0]),
-        (record["iterations"], problem.iterations),
-        (record["stages"], len(problem.stages)),
-    ]
-    return sum(abs(log2(max(measured, 1)) - log2(max(asked, 1))) for measured, asked in pairs)
+    map_pixels = record["height"] * record["width"]
+    return (
+        _doublings(record["channels"], problem.channels)
+        + _doublings(map_pixels * record["batch"], pixels * problem.shape[0])
+        + MAP_WEIGHT * _doublings(map_pixels, pixels)
+        + _doublings(record["iterations"], problem.iterations)
+        + _doublings(record["stages"], len(problem.stages))
+    )
+
+
+def _doublings(measured: int, asked: int) -> float:
+    return abs(log2(max(measured, 1)) - log2(max(asked, 1)))
 
 
 def _describe(record: Record) -> str:
