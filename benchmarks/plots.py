@@ -38,7 +38,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rdk",
     "svg.fonttype": "none",
 }
-OURS, SCHEDULED, TRAINING = "#1f5fbf", "#7aa6e8", "#e07b00"
+OURS, TRAINING = "#1f5fbf", "#e07b00"
+BACKENDS = {"auto": OURS, "cpu": "#c2418f", "triton": "#00838f", "cuda": "#6a3fb5"}
 COLOURS = {"eager": "#444444", "eager channels_last": "#8c8c8c", "checkpoint": "#2a9d5c", "checkpoint sqrt": "#8fd19e"}
 OTHERS = ("#e07b00", "#b0413e", "#8657b3", "#c2a000")
 
@@ -111,8 +112,15 @@ def speedup(found: Sequence[Record], setting: Setting) -> Figure | None:
 
 def _colour(name: str, others: dict[str, str]) -> str:
     if name.startswith("rdk "):
-        return SCHEDULED if name.endswith(" sqrt") else OURS
+        return BACKENDS.get(name.split()[1], OURS)
     return COLOURS.get(name) or others.setdefault(name, OTHERS[len(others) % len(OTHERS)])
+
+
+def _line(axes: Axes, pairs: Sequence[tuple[float, float | None]], name: str, others: dict[str, str]) -> None:
+    """A contender's; with a schedule in its colour, thin and dashed."""
+    scheduled = name.endswith(" sqrt")
+    style, width = ("--", 1.2) if scheduled else ("-", 1.8)
+    axes.plot(*zip(*pairs, strict=True), style, marker="o", ms=4, lw=width, color=_colour(name, others), label=name)
 
 
 def _lines(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point], float | None]) -> None:
@@ -120,10 +128,7 @@ def _lines(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point], 
     for name, points in curves.items():
         pairs = [(point.x, value(point)) for point in points if value(point)]
         if pairs:
-            style = "--" if name.endswith(" sqrt") else "-"
-            axes.plot(
-                *zip(*pairs, strict=True), style, marker="o", ms=4, lw=1.8, color=_colour(name, others), label=name
-            )
+            _line(axes, pairs, name, others)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.xaxis)
@@ -141,14 +146,14 @@ def iterations(found: Sequence[Record], setting: Setting) -> Figure | None:
         if on_cpu
         else 1.0
     )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.3), layout="constrained")
     _lines(left, curves, lambda point: point.milliseconds / unit)
     _lines(right, curves, lambda point: (point.peak_bytes or 0) / 2**20)
     left.set_ylabel("time / eager's with one iteration" if on_cpu else "ms")
     right.set_ylabel("peak memory of the step, MiB")
     for axes in (left, right):
         axes.set_xlabel("iterations")
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     left.set_title(f"A training step against depth, {setting.name}: {_base(setting)}", loc="left")
     return figure
 
@@ -164,7 +169,7 @@ def growth(found: Sequence[Record], setting: Setting) -> Figure | None:
     curves = {axis: summary.curves(found, setting, axis) for axis, _ in axes_of}
     if not any(len(points) > 1 for lines in curves.values() for points in lines.values()):
         return None
-    figure, grid = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained", sharex="col")
+    figure, grid = plt.subplots(2, 3, figsize=(10.5, 6.0), layout="constrained", sharex="col")
     for column, (axis, label) in enumerate(axes_of):
         speed, memory = grid[0][column], grid[1][column]
         for axes, value in ((speed, lambda p: p.milliseconds), (memory, lambda p: p.peak_bytes)):
@@ -174,7 +179,7 @@ def growth(found: Sequence[Record], setting: Setting) -> Figure | None:
         memory.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     grid[0][0].set_ylabel("times faster than eager")
     grid[1][0].set_ylabel("times less peak memory")
-    grid[0][0].legend(fontsize=8)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=6)
     grid[0][0].set_title(f"A training step, {setting.name}, others as {_base(setting)}, n = 10", loc="left")
     return figure
 
@@ -191,10 +196,7 @@ def _relative(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point
     for name, points in curves.items():
         pairs = [(p.x, least[p.x] / cost) for p in points if p.x in least and (cost := value(p))]
         if pairs and name not in EAGER:
-            style = "--" if name.endswith(" sqrt") else "-"
-            axes.plot(
-                *zip(*pairs, strict=True), style, marker="o", ms=4, lw=1.8, color=_colour(name, others), label=name
-            )
+            _line(axes, pairs, name, others)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, max(1.1, 1.05 * axes.get_ylim()[1]))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -227,7 +229,7 @@ def roofline(found: Sequence[Record], setting: Setting) -> Figure | None:
     _plain(axes.yaxis)
     axes.set_xlabel("FLOP of the direct convolutions per byte of the floor")
     axes.set_ylabel("of the measured peak" if on_cpu else "TFLOP/s")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right upper")
     axes.set_title(f"Roofline, {setting.name}", loc="left")
     return figure
 
