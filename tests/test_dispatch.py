@@ -157,6 +157,14 @@ def test_a_batch_of_small_maps_is_near_one_large_map_of_as_many_pixels(monkeypat
     assert "16x16, batch 4" in str(measured.slower_than_eager("cpu", p))
 
 
+def test_iterations_beyond_the_most_measured_count_as_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = table(0.6, iterations=1)
+    found["records"] += table(2.0, iterations=20)["records"]
+    monkeypatch.setattr(measured, "tables", lambda: [found])
+    assert measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(4, 100_000), X)) is None
+    assert "0.60 times" in str(measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(4, 2), X)))
+
+
 def test_a_table_of_one_instruction_set_does_not_speak_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(rdk.RecurrentConv(4, 3), X)
     tables = {name: table(speedup) | {"device": f"cpu {name}"} for name, speedup in (("avx512", 2.0), ("avx2", 0.8))}

@@ -13,8 +13,8 @@ results were checked against float64; "measured_on" is described in benchmarks/e
 equal in pass, dtype, precision, norm and dilation, a linear one for a linear problem only, with the least sum of absolute
 differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter of it), of iterations and stages;
 residual networks differ from single convolutions in their stages; of several equally near the geometric mean counts. A backend
-that nobody measured within `MAX_DISTANCE` of a problem is not preferred. A table speaks for its device alone: a CPU without one
-for its instruction set runs eager.
+that nobody measured within `MAX_DISTANCE` of a problem is not preferred; iterations beyond the most measured count as the most.
+A table speaks for its device alone: a CPU without one for its instruction set runs eager.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
     if table is None:
         return f"nobody has measured it on {name!r}"
-    distances = [(_distance(record, problem), record) for record in table["records"] if _comparable(record, problem)]
+    comparable = [record for record in table["records"] if _comparable(record, problem)]
+    # more iterations than were measured cost the same each: they are no reason to take a problem for unknown
+    iterations = min(problem.iterations, max((record["iterations"] for record in comparable), default=0))
+    distances = [(_distance(record, problem, iterations), record) for record in comparable]
     least = min((distance for distance, _ in distances), default=inf)
     if least > MAX_DISTANCE:
         return f"no problem near this one was measured on {name!r}"
@@ -93,14 +96,14 @@ def _comparable(record: Record, problem: Problem) -> bool:
     )
 
 
-def _distance(record: Record, problem: Problem) -> float:
+def _distance(record: Record, problem: Problem, iterations: int) -> float:
     pixels = problem.shape[2] * problem.shape[3] if problem.kind == "conv" else 1
     map_pixels = record["height"] * record["width"]
     return (
         _doublings(record["channels"], problem.channels)
         + _doublings(map_pixels * record["batch"], pixels * problem.shape[0])
         + MAP_WEIGHT * _doublings(map_pixels, pixels)
-        + _doublings(record["iterations"], problem.iterations)
+        + _doublings(record["iterations"], iterations)
         + _doublings(record["stages"], len(problem.stages))
     )
 
