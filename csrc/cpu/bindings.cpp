@@ -1,4 +1,4 @@
-// The operators rdk::cpu_…: from tensors to pointers and strides; called by rdk/backends/cpu.py.
+// The operators rdk::cpu_…: from tensors to pointers and strides; called by rdk/backends/cpu*.py.
 #include "bindings.h"
 
 #include <ATen/Parallel.h>
@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 
@@ -30,8 +31,11 @@ const Kernels& kernels() {
 Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
   TORCH_CHECK(shape.size() == 4 && stages.size() % 3 == 0, "rdk: expected a shape of 4 and stages of 3 numbers each.");
   std::vector<Stage> list;
+  // from the larger side on, all taps but the middle one read zeros: a larger dilation is the same convolution
+  const int64_t widest = std::max<int64_t>(1, std::max(shape[2], shape[3]));
   for (size_t i = 0; i < stages.size(); i += 3)
-    list.push_back({static_cast<int>(stages[i]), stages[i + 1] != 0, static_cast<int>(stages[i + 2])});
+    list.push_back(
+        {static_cast<int>(std::min(stages[i], widest)), stages[i + 1] != 0, static_cast<int>(stages[i + 2])});
   return make_plan(static_cast<int>(shape[1]), static_cast<int>(shape[2]), static_cast<int>(shape[3]), list,
                    precision == "accurate" ? Precision::kAccurate : Precision::kFast, kernels().row_tiles);
 }
@@ -40,6 +44,7 @@ MapView view(const at::Tensor& maps, int64_t slot) {
   TORCH_CHECK(maps.scalar_type() == at::kFloat && maps.device().is_cpu(), "rdk: expected float32 maps on the CPU.");
   const int64_t first = slot < 0 ? 0 : 1;
   TORCH_CHECK(maps.dim() == 4 + first, "rdk: expected ", 4 + first, " dimensions, got ", maps.dim(), ".");
+  TORCH_CHECK(slot < 0 || slot < maps.size(0), "rdk: expected a map below ", maps.size(0), ", got ", slot, ".");
   float* data = maps.data_ptr<float>() + (slot < 0 ? 0 : slot * maps.stride(0));
   // the stride of a dimension of size 1 means nothing; 1 for channels takes the fast path
   const int64_t channel = maps.size(first + 1) == 1 ? 1 : maps.stride(first + 1);

@@ -112,14 +112,14 @@ static void product(const ProductArgs& args) {
   }
 }
 
-// R channels of v x NV vectors of w, summed over the tiles into u.
+// R channels of v x NV vectors of w, summed over the tiles and then added to u: sums of sums err less than one long sum.
 template <int R, int NV>
 static void weight_step(const float* v, const float* w, int64_t w_block, int tiles, float* u, int64_t u_row) {
   Vec sum[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) sum[r][j] = load(u + r * u_row + j * kLanes);
+    for (int j = 0; j < NV; ++j) sum[r][j] = broadcast(0.0f);
   const float* ahead = u + R * u_row;
   for (int tile = 0; tile < tiles; ++tile, v += kBlock, w += kBlock) {
     _mm_prefetch(reinterpret_cast<const char*>(ahead + tile % (R * NV) * kLanes), _MM_HINT_T0);
@@ -136,7 +136,10 @@ static void weight_step(const float* v, const float* w, int64_t w_block, int til
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) store(u + r * u_row + j * kLanes, sum[r][j]);
+    for (int j = 0; j < NV; ++j) {
+      float* to = u + r * u_row + j * kLanes;
+      store(to, add(load(to), sum[r][j]));
+    }
 }
 
 static void weight_product(const WeightProductArgs& args) {

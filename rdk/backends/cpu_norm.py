@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def stage_plan(problem: Problem, stage: int, mask: bool = False) -> Plan:
     """The plan of one stage alone; `mask`: its input is a ReLU's output."""
     spec = StageSpec(dilation=problem.stages[stage].dilation, relu=mask)
-    return plan_for(problem.shape, (spec,), problem.precision, torch.get_num_threads())
+    return plan_for(problem.shape, (spec,), problem.precision, problem.threads)
 
 
 def workspace_bytes(problem: Problem) -> int:
@@ -204,14 +204,14 @@ class NormGradients:
         if ("filters", index) not in self.sums:
             floats = plan.gradient_floats if self.needs.weights[index] else 0
             padded = -(-problem.channels // 16) * 16
-            self.sums["filters", index] = torch.zeros(plan.sum_copies, floats)
-            self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64)
+            self.sums["filters", index] = torch.zeros(plan.sum_copies, floats, dtype=torch.float32, device="cpu")
+            self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64, device="cpu")
         wants_bias = bool(call.biases) and self.needs.biases[index]
         space = workspace(plan, plan.backward_floats)
         addends = None if addend is None else addend.unsqueeze(0)
         for images in slices(problem, plan, 2):
             torch.ops.rdk.cpu_backward(
-                grad, out, entering, None, None, addends, None, filters, plan.stages, problem.precision, 1, False,
+                grad, out, entering, None, None, addends, None, filters, plan.stages, problem.precision, 1, out is None,
                 [int(self.needs.weights[index])], [int(wants_bias)], self.sums["filters", index],
                 self.sums["biases", index], *images, plan.workers, space,
             )  # fmt: skip
