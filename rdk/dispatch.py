@@ -89,6 +89,12 @@ def precision_of(device: torch.device, dtype: torch.dtype) -> str:
     return "exact"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def threads() -> int:
+    """PyTorch's intra-op threads; a constant to torch.compile, which guards every graph by their number."""
+    return torch.get_num_threads()
+
+
 @lru_cache(maxsize=None)
 def backend_named(name: str) -> Backend | str:
     """The backend, or the sentence why its code cannot be loaded."""

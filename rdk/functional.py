@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from rdk import checks, dispatch, norms, ops
 from rdk.backends import eager
@@ -239,6 +240,7 @@ def problem_of(call: Prepared) -> Problem:
         call.return_states,
         dispatch.precision_of(call.x.device, call.x.dtype),
         call.needs_grad,
+        dispatch.threads(),
     )
 
 
@@ -284,11 +286,18 @@ def _norms(stages: Sequence[Stage], start: int, iterations: int) -> list[nn.Modu
 
 
 def _why_only_eager(stages: Sequence[Stage], norm_modules: list[nn.Module]) -> str | None:
+    if not torch.compiler.is_compiling() and _is_transformed():
+        return "a transform of torch.func or a forward-mode derivative is under way, which PyTorch's own operators take"
     if not norm_modules:
         return None
     if any(stage.norm is None for stage in stages):
         return "some stages have a norm and others have none"
     return norms.why_not_fused(norm_modules)
+
+
+def _is_transformed() -> bool:
+    """Whether grad, jvp, vmap … of torch.func or torch.autograd.forward_ad act on this call."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def _autocast(
@@ -347,6 +356,7 @@ def _operator(call: Prepared, backend: str) -> Tensor:
         call.amount,
         backend,
         dispatch.precision_of(x.device, x.dtype),
+        dispatch.threads(),
         tensors.means,
         tensors.variances,
         call.needs_grad,

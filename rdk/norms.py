@@ -32,8 +32,8 @@ def why_not_fused(norms: Sequence[nn.Module]) -> str | None:
         if type(norm) not in PLAIN_TYPES:
             return f"a norm is a {type(norm).__name__}, which is called as it is"
         assert isinstance(norm, _BatchNorm)
-        if norm.weight is None:
-            return "a BatchNorm has affine=False"
+        if norm.weight is None or norm.bias is None:
+            return "a BatchNorm has affine=False or bias=False"
     if len({uses_batch_statistics(norm) for norm in norms}) > 1:
         return "some BatchNorms are in training mode and others are not"
     return None
@@ -78,7 +78,7 @@ def update_running_statistics(norms: Sequence[nn.Module], means: Tensor, varianc
     unbiased = variances * (values / (values - 1))
     for row, norm in enumerate(norms):
         assert isinstance(norm, _BatchNorm)
-        if not norm.training or norm.running_mean is None or norm.running_var is None:
+        if not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None:
             continue
         factor: float | Tensor = 0.0 if norm.momentum is None else norm.momentum
         if norm.num_batches_tracked is not None:

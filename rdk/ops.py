@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,14 @@ from rdk.backends.base import Call, Needs, Problem, StageSpec
 from rdk.backends.layout import empty_maps, empty_outside, outside
 
 _library = torch.library.Library("rdk", "DEF")
+_Operator = TypeVar("_Operator", bound=Callable[..., Any])
 
 # stages: four integers per stage (dilation, relu, skip or -1, norm)
 # checkpoint: "none", "sqrt", "states" (amount = k) or "budget" (amount = bytes)
 _CALL = (
     "Tensor? inject, Tensor[] weights, Tensor[] biases, Tensor[] norm_weights, Tensor[] norm_biases, float[] eps, "
     "SymInt iterations, int[] stages, bool norm_training, bool return_states, "
-    "str checkpoint, SymInt amount, str backend, str precision"
+    "str checkpoint, SymInt amount, str backend, str precision, int threads"
 )
 _library.define(
     f"recurrent_fwd(Tensor x, {_CALL}, Tensor[] norm_means, Tensor[] norm_variances, bool needs_grad) "
@@ -63,6 +65,7 @@ def make_problem(
     return_states: bool,
     precision: str,
     needs_grad: bool,
+    threads: int,
 ) -> Problem:
     """The problem that a call poses."""
     return Problem(
@@ -79,16 +82,22 @@ def make_problem(
         needs_grad=needs_grad,
         return_states=return_states,
         precision=precision,
+        threads=threads,
     )
 
 
 def fixed_bytes(problem: Problem, backend: str) -> int:
-    """Bytes held whatever the schedule: the backend's workspace and the statistics."""
+    """Bytes held whatever the schedule: the backend's workspace, the statistics, and, where every state is returned to a
+    backend of one layout only, output and its gradient in that layout."""
     statistics = 0
     if problem.norm:
         item = 8 if problem.dtype == torch.float64 else 4
         statistics = 2 * problem.iterations * len(problem.stages) * problem.channels * item
-    return dispatch.get(backend).workspace_bytes(problem) + statistics
+    chosen = dispatch.get(backend)
+    copies = 0
+    if problem.return_states and not chosen.any_layout(problem):
+        copies = (2 if problem.needs_grad else 1) * problem.iterations * problem.map_bytes
+    return chosen.workspace_bytes(problem) + statistics + copies
 
 
 def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -100,6 +109,21 @@ def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequen
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
+def _in_own_dtype(operator: _Operator) -> _Operator:
+    """Autocast ended before the operator; PyTorch's own, called inside it, must not cast once more, nor in a backward
+    that runs under another autocast than its forward."""
+
+    @wraps(operator)
+    def run(x: Tensor, *rest: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return operator(x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return operator(x, *rest)
+
+    return run  # type: ignore[return-value]
+
+
+@_in_own_dtype
 def _recurrent_fwd(
     x: Tensor,
     inject: Tensor | None,
@@ -116,13 +140,14 @@ def _recurrent_fwd(
     amount: int,
     backend: str,
     precision: str,
+    threads: int,
     norm_means: list[Tensor],
     norm_variances: list[Tensor],
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     specs = _stages_of(stages)
     problem = make_problem(
-        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad
+        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad, threads
     )
     if iterations == 0:  # only traced calls come here; functional answers others before the operator
         statistics = _statistics(x, 0, [], [])
@@ -155,6 +180,7 @@ def _recurrent_fwd_fake(
     amount: int,
     backend: str,
     precision: str,
+    threads: int,
     norm_means: list[Tensor],
     norm_variances: list[Tensor],
     needs_grad: bool,
@@ -162,7 +188,7 @@ def _recurrent_fwd_fake(
     specs = _stages_of(stages)
     out = empty_outside((iterations, *x.shape) if return_states else x.shape, like=x)
     problem = make_problem(
-        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad
+        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad, threads
     )
     rows = iterations * len(specs) if problem.norm else 0
     means, variances = _statistics(x, rows, norm_means, norm_variances)
@@ -178,6 +204,7 @@ def _recurrent_fwd_fake(
     return out, empty_maps(count, x), means, variances
 
 
+@_in_own_dtype
 def _recurrent_bwd(
     grad_out: Tensor,
     x: Tensor,
@@ -199,12 +226,15 @@ def _recurrent_bwd(
     amount: int,
     backend: str,
     precision: str,
+    threads: int,
     needs: list[bool],
 ) -> list[Tensor]:
     if iterations == 0:
         return _backward_of_no_iterations(grad_out, x, [inject, *weights, *biases, *norm_weights, *norm_biases], needs)
     specs = _stages_of(stages)
-    problem = make_problem(x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, True)
+    problem = make_problem(
+        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, True, threads
+    )
     chosen = dispatch.choose(problem, backend).backend
     schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
     call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)
@@ -219,7 +249,7 @@ def _backward_of_no_iterations(
 ) -> list[Tensor]:
     """The output was a copy of x, or an empty stack: only x can have a gradient other than zero."""
     grads = [torch.zeros_like(x) if grad_out.dim() > x.dim() else outside(grad_out.clone(), like=x)]
-    grads += [torch.empty(0) if tensor is None else torch.zeros_like(tensor) for tensor in others]
+    grads += [x.new_empty(0) if tensor is None else torch.zeros_like(tensor) for tensor in others]
     return [grad if need else x.new_empty(0) for grad, need in zip(grads, needs, strict=True)]
 
 
@@ -299,9 +329,9 @@ def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(SECOND_BACKWARD)
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("recurrent_fwd", _recurrent_fwd, _key)
-    _library.impl("recurrent_bwd", _recurrent_bwd, _key)
+# on every device: the eager backend runs wherever PyTorch does
+_library.impl("recurrent_fwd", _recurrent_fwd, "CompositeExplicitAutograd")
+_library.impl("recurrent_bwd", _recurrent_bwd, "CompositeExplicitAutograd")
 torch.library.register_fake("rdk::recurrent_fwd", _recurrent_fwd_fake, lib=_library)
 torch.library.register_fake("rdk::recurrent_bwd", _recurrent_bwd_fake, lib=_library)
 torch.library.register_autograd("rdk::recurrent_fwd", _backward, setup_context=_setup_context, lib=_library)

@@ -46,8 +46,15 @@ def backward(
     needs: Needs,
 ) -> tuple[Tensor, ParameterGradients]:
     """The gradient of x, in its layout, and those of the parameters. Writes into no argument."""
+    expected = kept_maps(call.problem, schedule)
+    if kept.shape[0] != expected:
+        raise RuntimeError(
+            f"rdk: the forward kept {kept.shape[0]} maps and the backward plans with {expected}: a hook on saved tensors "
+            f"changed them, or rdk was replaced between the two. Run the forward again."
+        )
     x_taken, out_taken = (_taken(backend, call.problem, maps) for maps in (x, out))
-    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, kept, needs)
+    # a hook on saved tensors may have brought them back in another layout
+    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, channels_last(kept), needs)
     grad = reversal.run(_taken(backend, call.problem, grad_out))
     return outside(grad, like=x), reversal.gradients.finish()
 

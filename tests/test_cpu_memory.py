@@ -53,6 +53,25 @@ def test_plan_is_an_upper_bound(cls: type, kw: dict[str, Any], checkpoint: Any) 
         assert measured <= planned <= measured + 8 * x.numel() * 4 + 4 * 10**6
 
 
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kw", [{}, {"norm": "batch"}])
+def test_plan_counts_every_state_that_is_returned(backend: str, form: Any, kw: dict[str, Any]) -> None:
+    n = 24
+    module = rdk.RecurrentResidual(32, n, blocks=1, checkpoint=1, backend=backend, **kw)
+    x = torch.randn(4, 32, 16, 16).to(memory_format=form)
+
+    def run() -> None:
+        y = module(x.detach().requires_grad_(), return_states=True)
+        y.backward(torch.ones_like(y))
+
+    run()
+    module.zero_grad()
+    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + (2 * n + 1) * x.numel() * 4
+    planned = rdk.plan(module, tuple(x.shape), return_states=True).bytes_peak
+    assert peak_bytes(run) - outside <= planned
+
+
 def workspace(shape: tuple[int, ...], n: int, **kw: Any) -> int:
     """What the workers hold; maps of the whole batch are counted apart."""
     small = make_case((1, 1, 1, 1), (StageSpec(), StageSpec(skip=0)), 1, **kw)

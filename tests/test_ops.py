@@ -35,7 +35,7 @@ def operator_arguments(norm: bool, return_states: bool, checkpoint: tuple[str, i
     rows = iterations * stages if norm else 0
     norms = [[torch.rand(channels, requires_grad=True) for _ in range(rows)] for _ in range(2)]
     numbers = [1, 1, -1, int(norm), 1, 1, 0, int(norm)]
-    settings = (iterations, numbers, norm, return_states, *checkpoint, "eager", "exact")
+    settings = (iterations, numbers, norm, return_states, *checkpoint, "eager", "exact", 1)
     return (x, inject, weights, biases, *norms, [1e-5] * rows, *settings, [], [], True)
 
 
@@ -184,7 +184,7 @@ def test_no_gradient_keeps_nothing() -> None:
     )  # fmt: skip
     assert not call.needs_grad
     arguments = (call.x, None, call.weights, call.biases, [], [], [], 3, ops.stage_numbers(call.stages))
-    _, kept, _, _ = ops.recurrent_fwd(*arguments, False, False, "none", 0, "eager", "exact", [], [], False)
+    _, kept, _, _ = ops.recurrent_fwd(*arguments, False, False, "none", 0, "eager", "exact", 1, [], [], False)
     assert kept.shape[0] == 0
 
 

@@ -37,6 +37,8 @@ class Problem:
     needs_grad: bool
     return_states: bool
     precision: str  # cpu: "fast", "accurate" or "exact"; cuda: "tf32" or "ieee"; otherwise "exact"
+    # of PyTorch, when the call was made: its backward plans with as many, whatever was set between the two
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @property
     def norm(self) -> bool:

@@ -40,8 +40,8 @@ class Plan(NamedTuple):
 
 
 def plan_of(problem: Problem) -> Plan:
-    """The plan of a call's stages, with the threads that PyTorch has now."""
-    return plan_for(problem.shape, problem.stages, problem.precision, torch.get_num_threads())
+    """The plan of a call's stages, with the threads that PyTorch had when the call was made."""
+    return plan_for(problem.shape, problem.stages, problem.precision, problem.threads)
 
 
 @lru_cache(maxsize=1024)
@@ -83,7 +83,7 @@ def slices(problem: Problem, plan: Plan, iterations: int) -> Iterator[tuple[int,
 
 def workspace(plan: Plan, worker_floats: int) -> Tensor:
     """What the workers of one run write into; 16 floats more, so that it can start on a cache line."""
-    return torch.empty(plan.workers * worker_floats + 16)
+    return torch.empty(plan.workers * worker_floats + 16, dtype=torch.float32, device="cpu")
 
 
 def filters_of(call: Call, plan: Plan, first: int, last: int, transposed: bool) -> Tensor:
@@ -118,7 +118,7 @@ def parts(problem: Problem, plan: Plan, first: int, last: int) -> Iterator[tuple
 def norm_constants(call: Call) -> Tensor:
     """(3, n * stages, C): means, scales and shifts of z -> (z - mean) * scale + shift, from the statistics in force."""
     if "norm constants" not in call.prepared:
-        eps = torch.tensor(list(call.eps), dtype=torch.float64).unsqueeze(1)
+        eps = torch.tensor(list(call.eps), dtype=torch.float64, device="cpu").unsqueeze(1)
         deviation = (call.variances.double() + eps).sqrt()
         scales = (torch.stack(list(call.norm_weights)).double() / deviation).float()
         call.prepared["norm constants"] = torch.stack([call.means, scales, torch.stack(list(call.norm_biases))])
@@ -196,8 +196,8 @@ class RunGradients:
         copies = self.plan.sum_copies
         blocks = -(-self.problem.channels // 16)
         wanted = self.plan.gradient_floats if any(needs.weights) else 0
-        self.filter_sums = torch.zeros(copies, wanted)
-        self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64)
+        self.filter_sums = torch.zeros(copies, wanted, dtype=torch.float32, device="cpu")
+        self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64, device="cpu")
         self.inject_sum: Tensor | None = None
         self.weights: list[Tensor | None] = [None] * len(call.weights)
         self.biases: list[Tensor | None] = [None] * len(call.biases)

@@ -47,7 +47,9 @@ def plain(
             state = F.relu(z) if stage.relu else z
         if return_states:
             states.append(state)
-    return torch.stack(states) if return_states else state
+    if not return_states:
+        return state
+    return torch.stack(states) if states else x.new_empty((0, *x.shape))
 
 
 def _product(state: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
