@@ -241,6 +241,13 @@ def problem(**changes: Any) -> Problem:
         ({"shape": (2, 40, 8, 8)}, "multiples of 16 channels up to 1024, and the state has 40"),
         ({"shape": (2, 1040, 8, 8)}, "the state has 1040"),
         ({"shape": (2, 32, 8, 4000)}, "a row of 4000 pixels at dilation 1 does not fit"),
+        ({"shape": (2, 32, 8, 322)}, None),
+        ({"shape": (2, 32, 8, 323)}, "a row of 323 pixels at dilation 1 does not fit"),
+        ({"shape": (2, 32, 8, 323), "needs_grad": False}, None),
+        (
+            {"shape": (2, 32, 224, 224), "stages": (StageSpec(dilation=2),)},
+            "a row of 224 pixels at dilation 2 does not fit",
+        ),
         ({"kind": "linear", "shape": (4, 32)}, "the stages are linear"),
         ({"device": torch.device("cuda")}, "the state is on cuda"),
         ({"shape": (2**20, 32, 64, 64)}, "counts pixels in 32 bits"),
@@ -305,6 +312,9 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
         ops.cuda_pack(torch.zeros(16, 32, 3, 3), 64, False)
     with pytest.raises(RuntimeError, match="ascending steps"):
         ops.cuda_resident(x, packed, None, None, [], [], 1, True, 2, [1, 0], 3, None, torch.empty_like(x))
+    wide = x.new_zeros(1, 16, 1, 323).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="width 323 at dilation 1 does not fit"):
+        ops.cuda_wgrad([wide], [wide], 1, False, 3, torch.empty(3, 1, 1, 9, 64, 64))
 
 
 def test_nothing_is_written_but_the_output(chosen: None) -> None:

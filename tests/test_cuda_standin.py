@@ -36,7 +36,7 @@ CASES = {
         "rollout_images",
         "rollout_wide",
     ],
-    "wgrad": ["wgrad_1", "wgrad_2", "wgrad_5", "wgrad_ring"],
+    "wgrad": ["wgrad_1", "wgrad_2", "wgrad_5", "wgrad_ring", "wgrad_widest", "wgrad_widest_dilated"],
 }
 # many blocks at once, which take ThreadSanitizer minutes; smaller ones of the same kind remain
 WITHOUT_SANITIZER = {"residual_dilated", "rollout_recall", "rollout_maze", "rollout_wide"}

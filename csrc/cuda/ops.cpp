@@ -167,7 +167,7 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
   const size_t steps = grads.size();
   const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(processors));
-  TORCH_CHECK(plan.stages >= 1, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ", dilation,
+  TORCH_CHECK(plan.stages >= kWgradMinStages, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ", dilation,
               " does not fit in shared memory with its halo.");
   TORCH_CHECK(partials.scalar_type() == at::kFloat && partials.is_contiguous() && partials.device() == like.device() &&
                   partials.sizes() ==

@@ -278,13 +278,14 @@ struct WgradPlan {
   int slots, stages, channel_tiles, splits, blocks_per_step;
 };
 
-// `splits` depends on nothing but sizes, so that partial sums carry over from launch to launch. stages is 0 where the
-// halo does not fit.
+// `splits` depends on nothing but sizes, so that partial sums carry over from launch to launch. stages is 0 where
+// two of them do not fit with the halo.
 constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int processors) {
   WgradPlan plan{};
   plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
   plan.stages = kWgradMaxStages;
   while (plan.stages > 0 && wgrad_layout(plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
+  if (plan.stages < kWgradMinStages) plan.stages = 0;
   plan.channel_tiles = ceil_div(channels, kRows);
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
   plan.blocks_per_step = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);

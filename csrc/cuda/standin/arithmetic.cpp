@@ -291,6 +291,17 @@ void wgrad_plans() {
           expect(next == steps * plan.blocks_per_step, "shares cover everything");
         }
       }
+  // a consumer returns a stage when it has the next: a ring of one would stand still
+  for (int dilation : {1, 2, 4, 16})
+    for (int width = 1; width < 700; ++width) {
+      const WgradPlan plan = wgrad_plan(1, 64, {3, width, dilation}, 132);
+      if (plan.stages > 0) {
+        expect(plan.stages >= kWgradMinStages && wgrad_layout(plan.slots, plan.stages).total <= kSharedBytes, "stages",
+               width, dilation, plan.stages);
+      } else {
+        expect(wgrad_layout(plan.slots, kWgradMinStages).total > kSharedBytes, "refused without need", width, dilation);
+      }
+    }
 }
 
 // Every pixel lies in one patch, and what a tap reads around a patch is a pixel's own neighbour.

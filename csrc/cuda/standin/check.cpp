@@ -210,6 +210,13 @@ const char* wgrad_case(const Problem& problem, int steps, int processors) {
   return nullptr;
 }
 
+// The widest map that the plan takes, where the ring has the fewest stages.
+const char* widest_wgrad_case(int dilation) {
+  Problem problem{1, 16, 3, 1, dilation};
+  while (wgrad_plan(1, 16, {3, problem.width + 1, dilation}, 1).stages > 0) ++problem.width;
+  return wgrad_case(problem, 1, 1);
+}
+
 const char* run_case(const std::string& name) {
   if (name == "conv") return conv_case({2, 32, 9, 11, 1}, 2);
   if (name == "conv_wide") return conv_case({2, 144, 7, 6, 2}, 3);
@@ -229,6 +236,8 @@ const char* run_case(const std::string& name) {
   if (name == "wgrad_2") return wgrad_case({1, 16, 30, 5, 1}, 2, 3);
   if (name == "wgrad_5") return wgrad_case({2, 80, 9, 8, 2, false}, 5, 9);
   if (name == "wgrad_ring") return wgrad_case({4, 64, 17, 16, 1}, 3, 1);
+  if (name == "wgrad_widest") return widest_wgrad_case(1);
+  if (name == "wgrad_widest_dilated") return widest_wgrad_case(4);
   if (name.starts_with("residual")) return residual_case(name);
   if (name.starts_with("rollout")) return rollout_case(name);
   return "no such case";
