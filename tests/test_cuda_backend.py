@@ -17,7 +17,7 @@ import rdk
 from rdk import dispatch
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.cuda import BACKEND, CudaBackend
-from rdk.backends.cuda_kernels import Kernels, merge_statistics
+from rdk.backends.cuda_kernels import Kernels, merge_statistics, weight_gradient
 from rdk.testing import UNIT, assert_close, plain_eager, relative, step
 
 C, R = rdk.RecurrentConv, rdk.RecurrentResidual
@@ -315,6 +315,15 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
     wide = x.new_zeros(1, 16, 1, 323).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="width 323 at dilation 1 does not fit"):
         ops.cuda_wgrad([wide], [wide], 1, False, 3, torch.empty(3, 1, 1, 9, 64, 64))
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 4, 5), (2, 16, 0, 5)])
+def test_weight_gradient_of_no_pixels_is_zero(standin: CudaBackend, shape: tuple[int, ...]) -> None:
+    maps = [torch.empty(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)] * 2
+    partials = standin.kernels.wgrad(maps, maps, 1, None)
+    assert torch.equal(weight_gradient(partials, 16), torch.zeros(16, 16, 3, 3))
+    partials = standin.kernels.wgrad(maps, maps, 1, partials + 1)
+    assert bool((partials == 1).all())
 
 
 def test_nothing_is_written_but_the_output(chosen: None) -> None:

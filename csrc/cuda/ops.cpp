@@ -163,6 +163,10 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   const Tensor& like = grads[0];
   for (const Tensor& map : grads) check_map(map, like, op, "a gradient");
   for (const Tensor& map : states) check_map(map, like, op, "a state");
+  if (like.numel() == 0) {
+    if (!accumulate) partials.zero_();
+    return;
+  }
   const PaddedGrid grid = grid_of(like, dilation);
   const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
   const size_t steps = grads.size();

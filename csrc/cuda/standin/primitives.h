@@ -132,6 +132,7 @@ void wgmma(float (&sums)[N / 2], uint64_t a, uint64_t b) {
 template <class Params>
 const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void*, const Params& params,
                    bool together = false) {
+  if (blocks < 1) return "a launch has at least one block";
   if (shared_bytes > kSharedBytes) return "more shared memory than a block may have";
   return standin::run_grid([&] { kernel(params); }, blocks, threads, shared_bytes, together);
 }
