@@ -261,7 +261,8 @@ template <class Params>
 const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, void* stream,
                    const Params& params, bool together = false) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  // the same limit each time: it is the kernel's, and another thread may be about to launch it with other bytes
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error == cudaSuccess) {
     void* arguments[] = {const_cast<Params*>(&params)};
     const auto bytes = static_cast<size_t>(shared_bytes);
