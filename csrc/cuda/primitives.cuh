@@ -270,7 +270,9 @@ const char* launch(void (*kernel)(Params), int blocks, int threads, int shared_b
     error = together ? cudaLaunchCooperativeKernel(function, dim3(blocks), dim3(threads), arguments, bytes, on)
                      : cudaLaunchKernel(function, dim3(blocks), dim3(threads), arguments, bytes, on);
   }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();  // reported here: left set, it would be blamed on whatever PyTorch launches next
+  return cudaGetErrorString(error);
 }
 
 }  // namespace rdk::cuda
