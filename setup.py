@@ -39,7 +39,6 @@ def extensions():
     try:
         if MODE == "off":
             raise ImportError("RDK_BUILD=off")
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0a")
         import torch
         from torch.utils import cpp_extension as cpp
     except ImportError as error:
@@ -55,6 +54,7 @@ def extensions():
         sources = sorted(str(p) for p in Path(f"csrc/{name}").iterdir() if p.suffix in (".cpp", ".cu"))
         openmp = ["-fopenmp"] if (name, sys.platform) == ("cpu", "linux") else []  # else at::parallel_for is serial
         flags = {compiler: ["-O3", "-std=c++20", *openmp] for compiler in ("cxx", "nvcc")}
+        flags["nvcc"].append("-gencode=arch=compute_90a,code=sm_90a")  # PyTorch then adds none of TORCH_CUDA_ARCH_LIST
         flags["cxx"].append("-fno-wrapv")  # Python's own -fwrapv costs the CPU kernels up to 9 % of their time
         options = {"extra_compile_args": flags, "extra_link_args": openmp, "py_limited_api": True, "optional": True}
         modules.append(getattr(cpp, KINDS[name])(f"rdk._{name}", sources, **options))

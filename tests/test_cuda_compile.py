@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
+from typing import Any
 
 import cuda_build
 import pytest
+import setuptools
+import torch
+from torch.utils import cpp_extension
 
 # mangled name begins with the length of the kernel's: template arguments follow as Li<number>E
 WIDTHS = {
@@ -52,6 +58,20 @@ def test_kernel_compiles_as_planned(source: str) -> None:
         assert not re.search(r"\b(LDL|STL)\b", code), name
         half = "BF16" if source.endswith("bf16.cu") else ""
         assert len(re.findall(rf"HGMMA\.64x\d+x16\.F32{'.' + half if half else ' '}", code)) == len(products), name
+
+
+def test_setup_builds_for_sm_90a_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever architectures the environment names, as many images for GPUs do: wgmma exists on sm_90a only."""
+    if shutil.which("nvcc") is None or torch.version.cuda is None:
+        pytest.skip("setup.py leaves the CUDA library out where there is no nvcc, or PyTorch has no CUDA")
+    monkeypatch.chdir(cuda_build.ROOT)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path("setup.py")
+    flags = {module.name: module.extra_compile_args["nvcc"] for module in given["ext_modules"]}["rdk._cuda"]
+    flags = flags + cpp_extension._get_cuda_arch_flags(flags)
+    assert [flag for flag in flags if "arch" in flag] == ["-gencode=arch=compute_90a,code=sm_90a"]
 
 
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
