@@ -21,6 +21,7 @@ KERNELS = sorted(path.name for path in SOURCE.glob("*.cu"))
 MACHINE = ["standin/machine.cpp", "standin/global.cpp", "standin/products.cpp"]
 OPERATORS = sorted(path.name for path in SOURCE.glob("ops*.cpp"))
 CHECKS = sorted(f"standin/{path.name}" for path in (SOURCE / "standin").glob("check*.cpp"))
+ARITHMETIC = sorted(f"standin/{path.name}" for path in (SOURCE / "standin").glob("arithmetic*.cpp"))
 NAMESPACE = "rdk_standin"
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas"]
 STANDIN_FLAGS = ["-O2", "-std=c++20", "-mavx2", "-mf16c", "-mfma", "-fPIC", "-pthread", "-DRDK_STANDIN", *WARNINGS]
@@ -85,8 +86,8 @@ def check_program(broken: str | None = None, *flags: str) -> Path:
 
 
 def arithmetic_program() -> Path:
-    """The program standin/arithmetic.cpp."""
-    return _linked("arithmetic", [standin_object("standin/arithmetic.cpp")])
+    """The program standin/arithmetic*.cpp."""
+    return _linked("arithmetic", _objects(ARITHMETIC))
 
 
 def standin_library() -> Path:

@@ -1,4 +1,4 @@
-"""Index, descriptor and schedule functions of csrc/cuda against plain loops, by the program csrc/cuda/standin/arithmetic.cpp."""
+"""Index, descriptor and schedule functions of csrc/cuda against plain loops, by the program csrc/cuda/standin/arithmetic*.cpp."""
 
 from __future__ import annotations
 

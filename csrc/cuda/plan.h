@@ -278,8 +278,15 @@ struct WgradPlan {
   int slots, stages, channel_tiles, splits, blocks_per_step;
 };
 
-// `splits` depends on nothing but sizes, so that partial sums carry over from launch to launch. stages is 0 where
-// two of them do not fit with the halo.
+// Time of one step in stages: waves of blocks over the multiprocessors, each with its share of the positions and a
+// partial sum to add to (est.); times `splits`, to remain a whole number.
+constexpr int64_t wgrad_cost(const WgradPlan& plan, int splits, int processors) {
+  const int64_t waves = ceil_div(plan.channel_tiles * plan.channel_tiles * splits, processors);
+  return waves * (plan.blocks_per_step + static_cast<int64_t>(kWgradSumStages) * splits);
+}
+
+// `splits` is the cheapest whose partial sums are no more than two waves of blocks write. It depends on nothing but
+// sizes, so that partial sums carry over from launch to launch. stages is 0 where two of them do not fit with the halo.
 constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int processors) {
   WgradPlan plan{};
   plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
@@ -289,9 +296,12 @@ constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid,
   plan.channel_tiles = ceil_div(channels, kRows);
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
   plan.blocks_per_step = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);
-  const int tiles = plan.channel_tiles * plan.channel_tiles;
-  plan.splits = tiles < processors ? processors / tiles : 1;
-  if (plan.splits > plan.blocks_per_step) plan.splits = plan.blocks_per_step;
+  const int most = ceil_div(2 * processors, plan.channel_tiles * plan.channel_tiles);
+  plan.splits = 1;
+  for (int splits = 2; splits <= most && splits <= plan.blocks_per_step; ++splits) {
+    const int64_t cost = wgrad_cost(plan, splits, processors) * plan.splits;
+    if (cost < wgrad_cost(plan, plan.splits, processors) * splits) plan.splits = splits;
+  }
   return plan;
 }
 

@@ -60,6 +60,7 @@ inline constexpr int kWgradThreads = 4 * kWarpgroup;
 inline constexpr int kWgradPositions = 128;  // of one stage
 inline constexpr int kWgradMaxStages = 4;
 inline constexpr int kWgradMinStages = 2;  // a stage is returned when the next has been multiplied
+inline constexpr int kWgradSumStages = 5;  // what adding to a partial sum costs, in stages' products (est.)
 inline constexpr int kWgradProducerRegisters = 40;
 inline constexpr int kWgradConsumerRegisters = 152;
 
