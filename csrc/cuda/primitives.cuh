@@ -97,8 +97,14 @@ RDK_DEVICE uint32_t load_global_word(const void* address) {
 RDK_DEVICE void store_global_word(void* address, uint32_t word) {
   asm volatile("st.global.b32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
-// 128 bytes around the address are brought into L2
-RDK_DEVICE void prefetch_global(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+RDK_DEVICE Pair load_global_pair(const float* address) {
+  Pair pair;
+  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.low), "=f"(pair.high) : "l"(address));
+  return pair;
+}
+RDK_DEVICE void store_global_pair(float* address, const Pair& pair) {
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(pair.low), "f"(pair.high) : "memory");
+}
 
 // One unit from global to shared memory behind the thread's back; zeros where it is not `valid` (nothing is read then).
 RDK_DEVICE void copy_async(uint32_t to, const void* from, bool valid) {

@@ -170,12 +170,22 @@ struct WgradKernel {
     if (thread_index() % 32 == 0) mbarrier_arrive(memory.empty + 8 * stage);
   }
 
+  // A thread's sums lie in pairs; of what is there already, eight pairs are asked for before the first is needed.
   static RDK_DEVICE void add_partial(float* partial, const float (&sums)[kRows / 2], int accumulate) {
     const int thread = thread_index() % kWarpgroup;
+    const auto at = [&](int i) { return partial + fragment_row(thread, i) * kRows + fragment_column(thread, i); };
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) {
-      float* to = partial + fragment_row(thread, i) * kRows + fragment_column(thread, i);
-      *to = accumulate ? *to + sums[i] : sums[i];
+    for (int first = 0; first < kRows / 2; first += 16) {
+      Pair before[8] = {};
+      if (accumulate) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) before[i] = load_global_pair(at(first + 2 * i));
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float* own = sums + first + 2 * i;
+        store_global_pair(at(first + 2 * i), {before[i].low + own[0], before[i].high + own[1]});
+      }
     }
   }
 };

@@ -47,7 +47,12 @@ RDK_DEVICE uint32_t load_global_word(const void* address) {
   return word;
 }
 RDK_DEVICE void store_global_word(void* address, uint32_t word) { standin::write_global(address, &word, 4); }
-RDK_DEVICE void prefetch_global(const void*) {}
+RDK_DEVICE Pair load_global_pair(const float* address) {
+  Pair pair;
+  standin::read_global(address, &pair, 8);
+  return pair;
+}
+RDK_DEVICE void store_global_pair(float* address, const Pair& pair) { standin::write_global(address, &pair, 8); }
 RDK_DEVICE void copy_async(uint32_t to, const void* from, bool valid) { standin::copy_async(to, from, valid); }
 RDK_DEVICE void copy_async_commit() { standin::copy_async_commit(); }
 template <int N>
