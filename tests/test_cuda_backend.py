@@ -362,6 +362,31 @@ def test_misaligned_state_is_copied(chosen: None) -> None:
         assert torch.equal(module(x), module(x.clone()))
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_norm_in_inference_is_prepared_for_all_iterations_at_once(chosen: None, eps: float) -> None:
+    """Right, also where the norms differ in eps; and what PyTorch computes beside our launches does not grow."""
+    counts = []
+    for iterations in (2, 6):
+        torch.manual_seed(0)
+        module = R(32, iterations, blocks=1, norm="batch", bias=True, backend="cuda").bfloat16().eval()
+        for norm in (norm for stage in module.stages for norm in stage.norm):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.data.uniform_(0.5, 1)
+            norm.bias.data.normal_()
+        module.stages[0].norm[1].eps = eps
+        x = torch.randn(2, 32, 6, 5).bfloat16()
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            found = module(x)
+        with torch.no_grad():
+            exact, eager = plain_eager(module).double()(x.double()), plain_eager(module)(x)
+        assert relative(found, exact) <= max(1.5 * relative(eager, exact), 4 * UNIT[torch.bfloat16])
+        computed = {"aten::rsqrt", "aten::mul", "aten::sub", "aten::_to_copy", "aten::add"}
+        counts.append({event.key: event.count for event in profile.key_averages() if event.key in computed})
+    if eps == 1e-5:
+        assert counts[0]["aten::rsqrt"] == 1 and counts[0] == counts[1]
+
+
 def test_statistics_survive_a_large_mean() -> None:
     """Groups of different sizes around a mean 1,000 times the deviation."""
     values = torch.randn(1000, 3, dtype=torch.float64) + 1000

@@ -222,7 +222,7 @@ class CudaBackend:
                 state,
                 empty_maps(1, state)[0] if to is None else to,
                 bias=self.kernels.bias(call, call.parameter_index(iteration, number)),
-                affine=_affine(call, iteration, number) if stage.norm else None,
+                affine=self.kernels.affine(call, call.index(iteration, number)) if stage.norm else None,
                 inject=self.kernels.inject(call) if number == 0 else None,
                 skip=None if stage.skip is None else entered[stage.skip],
                 relu=stage.relu,
@@ -266,13 +266,6 @@ def _last_of_launch(kept: Tensor | None, out: Tensor | None) -> Tensor:
         return out
     assert kept is not None
     return kept[-1]
-
-
-def _affine(call: Call, iteration: int, number: int) -> tuple[Tensor, Tensor]:
-    """A norm with known statistics as z * scale + shift, (C,) each in float32."""
-    row = call.index(iteration, number)
-    scale = call.norm_weights[row].float() * (call.variances[row] + call.eps[row]).rsqrt()
-    return scale, call.norm_biases[row].float() - call.means[row] * scale
 
 
 @lru_cache(maxsize=None)

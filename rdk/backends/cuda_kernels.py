@@ -130,7 +130,19 @@ class Kernels:
 
     def bias(self, call: Call, index: int) -> Tensor | None:
         """Bias `index` in float32."""
-        return call.biases[index].float().contiguous() if call.biases else None
+        if not call.biases:
+            return None
+        key = ("bias", index)
+        if key not in call.prepared:
+            call.prepared[key] = call.biases[index].float().contiguous()
+        return call.prepared[key]  # type: ignore[no-any-return]
+
+    def affine(self, call: Call, index: int) -> tuple[Tensor, Tensor]:
+        """Norm `index` with known statistics as z * scale + shift, (C,) each in float32."""
+        if "affine" not in call.prepared:
+            call.prepared["affine"] = affine_of_norms(call)
+        scale, shift = call.prepared["affine"]
+        return scale[index], shift[index]
 
     def inject(self, call: Call) -> Tensor | None:
         """The inject with channels innermost."""
@@ -312,6 +324,16 @@ def weight_gradient(partials: Tensor, channels: int) -> Tensor:
     summed = partials.sum(0)  # (tiles out, tiles in, 9, 64 out, 64 in)
     square = summed.permute(0, 3, 1, 4, 2).reshape(tiles * ROWS, tiles * ROWS, 3, 3)
     return square[:channels, :channels]
+
+
+def affine_of_norms(call: Call) -> tuple[Tensor, Tensor]:
+    """Scale and shift of all norms with known statistics, (n * stages, C) each in float32: a few launches for all of them."""
+    if len(set(call.eps)) == 1:
+        spread = call.variances + call.eps[0]
+    else:
+        spread = torch.stack([variance + eps for variance, eps in zip(call.variances, call.eps, strict=True)])
+    scale = torch.stack(list(call.norm_weights)).float() * spread.rsqrt()
+    return scale, torch.stack(list(call.norm_biases)).float() - call.means * scale
 
 
 def merge_statistics(groups: Tensor) -> tuple[Tensor, Tensor]:
