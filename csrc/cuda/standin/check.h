@@ -104,6 +104,15 @@ inline const char* differs(const Halves& found, const Halves& expected) {
   return nullptr;
 }
 
+// Two stages at these dilations that close a residual block.
+inline std::vector<ResidualStage> block(int first, int second) {
+  return {{nullptr, nullptr, first, 1, 0}, {nullptr, nullptr, second, 1, 1}};
+}
+inline std::vector<ResidualStage> joined(std::vector<ResidualStage> one, const std::vector<ResidualStage>& two) {
+  one.insert(one.end(), two.begin(), two.end());
+  return one;
+}
+
 // Cases in files of their own, by name; nullptr where the result is exact.
 const char* residual_case(const std::string& name);
 const char* rollout_case(const std::string& name);

@@ -72,16 +72,6 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   return last_is_kept ? nullptr : differs(output, state);
 }
 
-// dilation, ReLU, skip
-std::vector<ResidualStage> block(int first, int second) {
-  return {{nullptr, nullptr, first, 1, 0}, {nullptr, nullptr, second, 1, 1}};
-}
-
-std::vector<ResidualStage> joined(std::vector<ResidualStage> one, const std::vector<ResidualStage>& two) {
-  one.insert(one.end(), two.begin(), two.end());
-  return one;
-}
-
 }  // namespace
 
 const char* rollout_case(const std::string& name) {
