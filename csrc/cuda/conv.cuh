@@ -55,20 +55,10 @@ struct ConvKernel {
     }
   }
 
-  // Hands a stage over: the thread's copies have landed (the caller waited) and are made visible to wgmma.
-  static RDK_DEVICE void hand_over(const Memory& memory, int stage) {
-#if !defined(RDK_BREAK_CONV_FENCE)
-    fence_async_proxy();
-#endif
-    mbarrier_arrive(memory.full + 8 * stage);
-  }
-
   static RDK_DEVICE void produce(const ConvParams& p, const Memory& memory) {
     const int thread = thread_index();
     const int slabs = p.channels / kChannelStep;
-    Turn turn;
-    turn.parity = 1;   // the ring starts empty
-    int pending = -1;  // a stage whose copies are under way
+    Filling ring{memory.full, memory.empty, p.stages};
     for (int t = block_index(); t < p.tiles; t += block_count()) {
       const int column = p.by_row_tiles.quotient(t);
       const int first = column * tile.positions() - p.grid.halo();
@@ -79,35 +69,20 @@ struct ConvKernel {
         store_shared_word(memory.positions + 4 * slot, static_cast<uint32_t>(pixel));
       }
       barrier_sync(1, kWarpgroup);
-      for (int slab = 0; slab < slabs; ++slab, turn.advance(p.stages)) {
-        const uint32_t empty = memory.empty + 8 * turn.stage;
-        if (pending >= 0 && !mbarrier_test(empty, turn.parity)) {  // no reason to keep the consumers waiting meanwhile
-          copy_async_wait<0>();
-          hand_over(memory, pending);
-          pending = -1;
-        }
-#if !defined(RDK_BREAK_CONV_EMPTY)
-        mbarrier_wait(empty, turn.parity);
-#endif
+      for (int slab = 0; slab < slabs; ++slab) {
+        ring.begin();
+        const int stage = ring.turn.stage;
         if (thread == 0) {
           const int64_t offset = (static_cast<int64_t>(block) * slabs + slab) * packed.slab_bytes();
-          mbarrier_arrive_expecting(memory.full + 8 * turn.stage, packed.slab_bytes());
-          bulk_copy(memory.weights(turn.stage), static_cast<const char*>(p.weights) + offset, packed.slab_bytes(),
-                    memory.full + 8 * turn.stage);
+          mbarrier_arrive_expecting(memory.full + 8 * stage, packed.slab_bytes());
+          bulk_copy(memory.weights(stage), static_cast<const char*>(p.weights) + offset, packed.slab_bytes(),
+                    memory.full + 8 * stage);
         }
-        gather(p, memory, slab, turn.stage);
-        copy_async_commit();
-        if (pending >= 0) {
-          copy_async_wait<1>();
-          hand_over(memory, pending);
-        }
-        pending = turn.stage;
+        gather(p, memory, slab, stage);
+        ring.end();
       }
     }
-    if (pending >= 0) {
-      copy_async_wait<0>();
-      hand_over(memory, pending);
-    }
+    ring.finish();
   }
 
   // 16 channels of every slot; two neighbouring lanes take the 32 contiguous bytes of one pixel.
@@ -127,8 +102,6 @@ struct ConvKernel {
     const int slabs = p.channels / kChannelStep;
     const int first_row = M == 2 ? group * kRows : 0;  // of the tile, that this warpgroup computes
     const int first_position = M == 2 ? 0 : group * N;
-    const uint32_t row_step = static_cast<uint32_t>(p.grid.dilation * p.grid.pitch());
-    const uint32_t column_step = static_cast<uint32_t>(p.grid.dilation);
     const uint64_t a_fields = descriptor(0, packed.along_k(), packed.along_m());
     const uint64_t b_fields = descriptor(0, static_cast<uint32_t>(kUnit * p.slots), 8 * kUnit);
     Turn turn;
@@ -144,27 +117,21 @@ struct ConvKernel {
         wgmma_fence();
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
-          const uint32_t shifted = b + (tap / 3) * row_step + (tap % 3) * column_step;
-          wgmma<T, N>(sums, a_fields | a, b_fields | shifted);
+          const auto shift = static_cast<uint32_t>(p.grid.tap(tap / 3, tap % 3, p.grid.dilation));
+          wgmma<T, N>(sums, a_fields | a, b_fields | (b + shift));
           a += static_cast<uint32_t>(packed.tap_bytes()) >> 4;
         }
         wgmma_commit();
         if (slab > 0) {  // the products of the stage before are done
           wgmma_wait<1>();
-          release(memory, turn.before(p.stages));
+          release(memory.empty, turn.before(p.stages));
         }
         turn.advance(p.stages);
       }
       wgmma_wait<0>();
-      release(memory, turn.before(p.stages));
+      release(memory.empty, turn.before(p.stages));
       finish(p, memory, sums, group, column * tile.positions() + first_position, channel, column);
     }
-  }
-
-  static RDK_DEVICE void release(const Memory& memory, int stage) {
-#if !defined(RDK_BREAK_CONV_RELEASE)
-    if (thread_index() % 32 == 0) mbarrier_arrive(memory.empty + 8 * stage);
-#endif
   }
 
   // Sums to halves through this warpgroup's own staging map, then 16 bytes at a time to global memory.

@@ -43,7 +43,8 @@ struct PaddedGrid {
   RDK_BOTH constexpr int pitch() const { return width + dilation; }
   RDK_BOTH constexpr int period() const { return (height + dilation) * pitch(); }
   RDK_BOTH constexpr int halo() const { return dilation * pitch() + dilation; }
-  RDK_BOTH constexpr int tap(int r, int s) const { return (r - 1) * dilation * pitch() + (s - 1) * dilation; }
+  // how far tap (r, s) lies behind tap (0, 0); dilation: the convolution's, where it is smaller than the grid's
+  RDK_BOTH constexpr int tap(int r, int s, int dilation) const { return (r * pitch() + s) * dilation; }
   // positions from the first to the last pixel of one image
   RDK_BOTH constexpr int span() const { return (height - 1) * pitch() + width; }
 };

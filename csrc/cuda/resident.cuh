@@ -152,7 +152,6 @@ struct ResidentKernel {
 #else
     const uint64_t b_fields = descriptor(0, static_cast<uint32_t>(kUnit * p.slots), 8 * kUnit);
 #endif
-    const uint32_t row_step = static_cast<uint32_t>(p.grid.dilation * p.grid.pitch());
     const int slabs = p.channels / kChannelStep;
     const int share = ceil_div(ceil_div(p.grid.height * p.grid.width, kResidentThreads / (p.channels / 8)), kTaps);
     // a descriptor's low word in units of 16 bytes: start and the offset along K
@@ -160,8 +159,7 @@ struct ResidentKernel {
     uint32_t a = memory.weights >> 4;
 #pragma unroll 1
     for (int tap = 0; tap < kTaps; ++tap) {
-      uint32_t shifted =
-          b + static_cast<uint32_t>(tap / 3) * row_step + static_cast<uint32_t>(tap % 3 * p.grid.dilation);
+      uint32_t shifted = b + static_cast<uint32_t>(p.grid.tap(tap / 3, tap % 3, p.grid.dilation));
       uint32_t weights = a + static_cast<uint32_t>(tap * packed.tap_bytes() >> 4);
       opaque(shifted);
       opaque(weights);

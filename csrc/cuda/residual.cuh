@@ -243,15 +243,12 @@ struct ResidualKernel {
 #else
     const uint64_t b_fields = descriptor(0, static_cast<uint32_t>(kUnit * p.slots), 8 * kUnit);
 #endif
-    const uint32_t column_step = static_cast<uint32_t>(dilation);
-    const uint32_t row_step = column_step * static_cast<uint32_t>(p.grid.pitch());
     // a descriptor's low word in units of 16 bytes: the upper left tap of the first position
-    const int first_slot = resident_first_slot(p.grid) + first_position - dilation * p.grid.pitch() - dilation;
+    const int first_slot = resident_first_slot(p.grid) + first_position - p.grid.tap(1, 1, dilation);
     uint32_t b = map_address(source, p.slots, 0, first_slot) >> 4;
     bool pending = false;
 #pragma unroll 1
     for (int slab = 0; slab < p.channels / kChannelStep; ++slab) {
-      uint32_t shifted = b;
 #pragma unroll 1
       for (int row = 0; row < 3; ++row) {
         mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
@@ -260,7 +257,7 @@ struct ResidualKernel {
         wgmma_fence();
 #pragma unroll
         for (int column = 0; column < 3; ++column) {
-          const uint32_t tap = shifted + column * column_step;
+          const uint32_t tap = b + static_cast<uint32_t>(p.grid.tap(row, column, dilation));
           const uint32_t weights = a + static_cast<uint32_t>(column * packed.tap_bytes() >> 4);
           wgmma<T, N1>(sums1, a_fields | weights, b_fields | tap);
           if constexpr (N2 > 0) wgmma<T, N2>(sums2, a_fields | weights, b_fields | (tap + N1));
@@ -268,20 +265,15 @@ struct ResidualKernel {
         wgmma_commit();
         if (pending) {  // the products of the buffer before are done
           wgmma_wait<1>();
-          release(memory, turn.before(p.buffers));
+          release(memory.empty, turn.before(p.buffers));
         }
         pending = true;
         turn.advance(p.buffers);
-        shifted += row_step;
       }
       b += static_cast<uint32_t>(2 * p.slots);
     }
     wgmma_wait<0>();
-    release(memory, turn.before(p.buffers));
-  }
-
-  static RDK_DEVICE void release(const Memory& memory, int buffer) {
-    if (thread_index() % 32 == 0) mbarrier_arrive(memory.empty + 8 * buffer);
+    release(memory.empty, turn.before(p.buffers));
   }
 
   // The sums, with what lies in the map already where `add`, become that map.

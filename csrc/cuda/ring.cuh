@@ -1,4 +1,5 @@
-// Where a producer or a consumer stands in a ring of stages in shared memory; used by conv.cuh and residual.cuh.
+// A ring of stages in shared memory: where a producer or a consumer stands in it, how stages are handed over and
+// returned. Used by conv.cuh, residual.cuh and wgrad.cuh.
 #pragma once
 
 #include "primitives.cuh"
@@ -13,6 +14,59 @@ struct Turn {
     if (++stage == stages) stage = 0, parity ^= 1;
   }
   RDK_DEVICE int before(int stages) const { return stage == 0 ? stages - 1 : stage - 1; }
+};
+
+// A consumer's warp returns a stage whose products are done.
+RDK_DEVICE void release(uint32_t empty, int stage) {
+#if !defined(RDK_BREAK_CONV_RELEASE)
+  if (thread_index() % 32 == 0) mbarrier_arrive(empty + 8 * stage);
+#endif
+}
+
+// A thread of a warpgroup that fills the ring by copy_async: a stage's copies are under way while the next is begun.
+struct Filling {
+  uint32_t full, empty;  // the barriers of stage 0
+  int stages;
+  Turn turn{0, 1};
+  int pending = -1;  // a stage whose copies are under way
+
+  // Before the copies of stage turn.stage: waits until the consumers have returned it.
+  RDK_DEVICE void begin() {
+    const uint32_t barrier = empty + 8 * turn.stage;
+    if (pending >= 0 && !mbarrier_test(barrier, turn.parity)) {  // no reason to keep the consumers waiting meanwhile
+      copy_async_wait<0>();
+      hand_over();
+    }
+#if !defined(RDK_BREAK_CONV_EMPTY)
+    mbarrier_wait(barrier, turn.parity);
+#endif
+  }
+  // After them: the stage before is handed over, and the next has its turn.
+  RDK_DEVICE void end() {
+    copy_async_commit();
+    if (pending >= 0) {
+      copy_async_wait<1>();
+      hand_over();
+    }
+    pending = turn.stage;
+    turn.advance(stages);
+  }
+  // After all stages.
+  RDK_DEVICE void finish() {
+    if (pending < 0) return;
+    copy_async_wait<0>();
+    hand_over();
+  }
+
+ private:
+  // The thread's copies have landed (the caller waited) and are made visible to wgmma.
+  RDK_DEVICE void hand_over() {
+#if !defined(RDK_BREAK_CONV_FENCE) && !defined(RDK_BREAK_WGRAD_FENCE)
+    fence_async_proxy();
+#endif
+    mbarrier_arrive(full + 8 * pending);
+    pending = -1;
+  }
 };
 
 }  // namespace rdk::cuda

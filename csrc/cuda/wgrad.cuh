@@ -10,6 +10,7 @@
 #include "finish.cuh"
 #include "params.h"
 #include "plan.h"
+#include "ring.cuh"
 
 namespace rdk::cuda {
 
@@ -75,40 +76,18 @@ struct WgradKernel {
     return step == p.steps - 1 ? p.state_last : halves_at(p.state, step * p.state_stride);
   }
 
-  static RDK_DEVICE void hand_over(const Memory& memory, int stage) {
-#if !defined(RDK_BREAK_WGRAD_FENCE)
-    fence_async_proxy();
-#endif
-    mbarrier_arrive(memory.full + 8 * stage);
-  }
-
   static RDK_DEVICE void produce(const WgradParams& p, const Memory& memory, const Work& work) {
-    int stage = 0, pending = -1;
-    uint32_t parity = 1;
+    Filling ring{memory.full, memory.empty, p.stages};
     for (int block = work.first; block < work.last; ++block) {
       const int step = block / p.blocks_per_step;
       const int position = (block - step * p.blocks_per_step) * kWgradPositions;
-      const uint32_t empty = memory.empty + 8 * stage;
-      if (pending >= 0 && !mbarrier_test(empty, parity)) {
-        copy_async_wait<0>();
-        hand_over(memory, pending);
-        pending = -1;
-      }
-      mbarrier_wait(empty, parity);
-      gather(p, memory.grad(stage), memory.grad_slots, grad_of(p, step), position, kWgradPositions, work.out_channel);
-      gather(p, memory.state(stage), p.slots, state_of(p, step), position - p.grid.halo(), p.slots, work.in_channel);
-      copy_async_commit();
-      if (pending >= 0) {
-        copy_async_wait<1>();
-        hand_over(memory, pending);
-      }
-      pending = stage;
-      if (++stage == p.stages) stage = 0, parity ^= 1;
+      ring.begin();
+      const uint32_t grad = memory.grad(ring.turn.stage), state = memory.state(ring.turn.stage);
+      gather(p, grad, memory.grad_slots, grad_of(p, step), position, kWgradPositions, work.out_channel);
+      gather(p, state, p.slots, state_of(p, step), position - p.grid.halo(), p.slots, work.in_channel);
+      ring.end();
     }
-    if (pending >= 0) {
-      copy_async_wait<0>();
-      hand_over(memory, pending);
-    }
+    ring.finish();
   }
 
   // 64 channels of `count` positions from `first` on; 8 neighbouring lanes take the 128 contiguous bytes of one pixel.
@@ -134,40 +113,36 @@ struct WgradKernel {
 #else
     const uint64_t b_fields = descriptor(0, 8 * kUnit, static_cast<uint32_t>(kUnit * p.slots));
 #endif
-    const uint32_t row_start = static_cast<uint32_t>(row * p.grid.dilation * p.grid.pitch());
-    const uint32_t column_step = static_cast<uint32_t>(p.grid.dilation);
-    int stage = 0, before = -1;
-    uint32_t parity = 0;
+    uint32_t tap[3];  // of that row
+#pragma unroll
+    for (int column = 0; column < 3; ++column)
+      tap[column] = static_cast<uint32_t>(p.grid.tap(row, column, p.grid.dilation));
+    Turn turn;
     int block = work.first;
     do {  // the plan leaves no block without work; a loop that might not run would make ptxas serialise the products
-      mbarrier_wait(memory.full + 8 * stage, parity);
-      uint32_t a = memory.grad(stage) >> 4;
-      uint32_t b = (memory.state(stage) >> 4) + row_start;
+      mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
+      uint32_t a = memory.grad(turn.stage) >> 4;
+      uint32_t b = memory.state(turn.stage) >> 4;
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kWgradPositions / 16; ++k) {
-        wgmma<T, kRows, true>(left, a_fields | a, b_fields | b);
-        wgmma<T, kRows, true>(middle, a_fields | a, b_fields | (b + column_step));
-        wgmma<T, kRows, true>(right, a_fields | a, b_fields | (b + 2 * column_step));
+        wgmma<T, kRows, true>(left, a_fields | a, b_fields | (b + tap[0]));
+        wgmma<T, kRows, true>(middle, a_fields | a, b_fields | (b + tap[1]));
+        wgmma<T, kRows, true>(right, a_fields | a, b_fields | (b + tap[2]));
         a += 16;
         b += 16;
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (before >= 0) release(memory, before);
-      before = stage;
-      if (++stage == p.stages) stage = 0, parity ^= 1;
+      if (block > work.first) release(memory.empty, turn.before(p.stages));
+      turn.advance(p.stages);
     } while (++block < work.last);
     wgmma_wait<0>();
-    if (before >= 0) release(memory, before);
+    release(memory.empty, turn.before(p.stages));
     float* partial = p.partials + static_cast<int64_t>(block_index()) * kTaps * kRows * kRows + 3 * row * kRows * kRows;
     add_partial(partial, left, p.accumulate);
     add_partial(partial + kRows * kRows, middle, p.accumulate);
     add_partial(partial + 2 * kRows * kRows, right, p.accumulate);
-  }
-
-  static RDK_DEVICE void release(const Memory& memory, int stage) {
-    if (thread_index() % 32 == 0) mbarrier_arrive(memory.empty + 8 * stage);
   }
 
   // A thread's sums lie in pairs; of what is there already, eight pairs are asked for before the first is needed.

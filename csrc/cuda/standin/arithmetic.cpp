@@ -55,8 +55,8 @@ void positions() {
           const int y = pixel / width % height + (r - 1) * dilation, x = pixel % width + (s - 1) * dilation;
           const bool real = y >= 0 && y < height && x >= 0 && x < width;
           const int neighbour = real ? pixel + (r - 1) * dilation * width + (s - 1) * dilation : -1;
-          expect(pixel_at(at + grid.tap(r, s)) == neighbour, "tap", pixel, r, s);
-          expect(grid.tap(r, s) >= -grid.halo() && grid.tap(r, s) <= grid.halo(), "halo", r, s);
+          expect(pixel_at(at + tap_of(grid, r, s)) == neighbour, "tap", pixel, r, s);
+          expect(tap_of(grid, r, s) >= -grid.halo() && tap_of(grid, r, s) <= grid.halo(), "halo", r, s);
         }
     expect(position_of[height * width - 1] - position_of[0] + 1 == grid.span(), "span");
   }

@@ -18,6 +18,9 @@ inline void expect(bool holds, const char* what, long a = 0, long b = 0, long c 
   std::exit(1);
 }
 
+// How far a tap lies from the middle one.
+inline int tap_of(const PaddedGrid& grid, int r, int s) { return grid.tap(r, s, grid.dilation) - grid.halo(); }
+
 void conv_plans();
 void resident_plans();
 void residual_plans();

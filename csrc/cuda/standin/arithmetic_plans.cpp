@@ -64,7 +64,7 @@ void resident_plans() {
               used.insert(slot);
               for (int r = 0; r < 3; ++r)
                 for (int s = 0; s < 3; ++s)
-                  expect(slot + grid.tap(r, s) >= 0 && slot + grid.tap(r, s) < plan.slots, "tap in range", y, x,
+                  expect(slot + tap_of(grid, r, s) >= 0 && slot + tap_of(grid, r, s) < plan.slots, "tap in range", y, x,
                          dilation);
             }
           // rows of a store that belong to no pixel and are redirected: no slot of theirs is one of a pixel's
@@ -113,7 +113,7 @@ void residual_plans() {
           const int last = (channels / 8 - 1) * plan.slots + plan.tile.positions() - 1 + 2 * grid.halo();
           expect((last + 1) * kUnit <= layout.map_bytes, "reads past the end", channels, height, width);
           const int first = resident_first_slot(grid), end = first + grid.span() - 1;
-          expect(first + grid.tap(0, 0) >= 0 && end + grid.tap(2, 2) < plan.slots, "taps", height, width);
+          expect(first + tap_of(grid, 0, 0) >= 0 && end + tap_of(grid, 2, 2) < plan.slots, "taps", height, width);
         }
 }
 

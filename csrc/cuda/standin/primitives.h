@@ -6,7 +6,8 @@
 
 #include "machine.h"
 
-#define RDK_DEVICE inline
+// as on the device, and so that no kernel shares a function with one that was broken on purpose
+#define RDK_DEVICE inline __attribute__((always_inline))
 #define RDK_KERNEL(threads) void
 #define RDK_PARAMS const
 
