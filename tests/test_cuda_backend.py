@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import rdk
 from rdk import dispatch
+from rdk.backends import cuda_kernels
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.cuda import BACKEND, CudaBackend
 from rdk.backends.cuda_kernels import Kernels, merge_statistics, weight_gradient
@@ -256,6 +258,18 @@ def problem(**changes: Any) -> Problem:
 def test_supports(standin: CudaBackend, changes: dict[str, Any], words: str | None) -> None:
     reason = standin.supports(problem(**changes))
     assert reason is None if words is None else reason is not None and words in reason
+
+
+def test_limits_are_those_of_the_kernels() -> None:
+    """What Python decides by stands in csrc/cuda/tables.h too."""
+    table = (cuda_build.SOURCE / "tables.h").read_text()
+    limits = {name: int(value) for name, value in re.findall(r"int (k\w+) = (\d+);", table)}
+    assert limits["kChannelStep"] == cuda_kernels.CHANNEL_STEP
+    assert limits["kMaxChannels"] == cuda_kernels.MAX_CHANNELS
+    assert limits["kRows"] == cuda_kernels.ROWS
+    assert limits["kTaps"] == cuda_kernels.TAPS
+    assert limits["kResidentMaxIterations"] == cuda_kernels.MAX_RESIDENT_STEPS
+    assert limits["kResidualMaxStages"] == limits["kRolloutMaxStages"] == cuda_kernels.MAX_STAGES
 
 
 BLOCK = (StageSpec(), StageSpec(skip=0))

@@ -56,6 +56,17 @@ inline void* maps_pointer(const std::optional<Tensor>& maps, int64_t count, cons
   return maps->mutable_data_ptr();
 }
 
+// Sets the bits of `keep`: numbers below `count`, ascending. `what` they are is said where they are not.
+inline void set_kept(uint32_t* bits, at::IntArrayRef keep, int64_t count, const char* op, const char* what) {
+  int64_t before = -1;
+  for (const int64_t one : keep) {
+    TORCH_CHECK(one > before && one < count, "rdk: ", op, ": expected ascending ", what, " below ", count,
+                " to keep, got ", keep, ".");
+    bits[one / 32] |= 1u << (one % 32);
+    before = one;
+  }
+}
+
 inline const float* channel_pointer(const MaybeTensor& values, const Tensor& like, const char* op, const char* name) {
   if (!values) return nullptr;
   TORCH_CHECK(values->scalar_type() == at::kFloat && values->is_contiguous() && values->dim() == 1 &&

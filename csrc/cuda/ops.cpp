@@ -131,20 +131,9 @@ void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& 
     p.mask_stride = stride_of(mask.slice(0, before_last), op, "mask");
     p.mask_last = mask.size() > before_last ? mask[before_last].const_data_ptr() : nullptr;
   }
-  int64_t before = -1;
-  for (const int64_t step : keep) {
-    TORCH_CHECK(step > before && step < steps, "rdk: cuda_resident: expected ascending steps below ", steps,
-                " to keep, got ", keep, ".");
-    p.keep[step / 32] |= 1u << (step % 32);
-    before = step;
-  }
-  if (!keep.empty()) {
-    TORCH_CHECK(kept && kept->dim() == 5 && kept->size(0) == static_cast<int64_t>(keep.size()),
-                "rdk: cuda_resident: expected room for ", keep.size(), " kept maps.");
-    for (const Tensor& map : kept->unbind(0)) check_map(map, input, op, "kept");
-    p.kept = kept->mutable_data_ptr();
-    p.kept_stride = kept->stride(0);
-  }
+  set_kept(p.keep, keep, steps, op, "steps");
+  p.kept = maps_pointer(kept, static_cast<int64_t>(keep.size()), input, op, "kept");
+  if (p.kept != nullptr) p.kept_stride = kept->stride(0);
   if (output) {
     check_map(*output, input, op, "output");
     p.output = output->mutable_data_ptr();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "checks.h"
 
@@ -24,10 +25,12 @@ ResidualPlan plan_of(int64_t images, int64_t channels, int64_t height, int64_t w
                        static_cast<int>(processors));
 }
 
-std::string residual_refusal_op(int64_t channels, int64_t height, int64_t width, at::IntArrayRef dilations) {
-  TORCH_CHECK(!dilations.empty(), "rdk: cuda_residual_refusal: expected a dilation for every stage, got none.");
-  const char* refusal = plan_of(1, channels, height, width, dilations, 1).refusal;
-  return refusal == nullptr ? "" : refusal;
+// What is refused, "" where nothing is, and the output channels of a tile.
+std::tuple<std::string, int64_t> residual_plan_op(int64_t channels, int64_t height, int64_t width,
+                                                  at::IntArrayRef dilations) {
+  TORCH_CHECK(!dilations.empty(), "rdk: cuda_residual_plan: expected a dilation for every stage, got none.");
+  const ResidualPlan plan = plan_of(1, channels, height, width, dilations, 1);
+  return {plan.refusal == nullptr ? "" : plan.refusal, plan.tile.rows()};
 }
 
 void residual_op(const Tensor& input, at::TensorList weights, at::TensorList biases, const MaybeTensor& inject,
@@ -64,13 +67,7 @@ void residual_op(const Tensor& input, at::TensorList weights, at::TensorList bia
     p.stage[stage].relu = relu.get(stage);
     p.stage[stage].skip = skip.get(stage);
   }
-  int64_t before = -1;
-  for (const int64_t iteration : keep) {
-    TORCH_CHECK(iteration > before && iteration < steps / count,
-                "rdk: cuda_residual: expected ascending iterations below ", steps / count, " to keep, got ", keep, ".");
-    p.keep[iteration / 32] |= 1u << (iteration % 32);
-    before = iteration;
-  }
+  set_kept(p.keep, keep, steps / count, op, "iterations");
   p.kept = maps_pointer(kept, static_cast<int64_t>(keep.size()), input, op, "kept");
   if (p.kept != nullptr) p.kept_stride = kept->stride(0);
   // the tape of an iteration: the results of all its stages but the last
@@ -93,8 +90,8 @@ void residual_op(const Tensor& input, at::TensorList weights, at::TensorList bia
 }  // namespace rdk::cuda
 
 TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
-  m.def("cuda_residual_refusal(int channels, int height, int width, int[] dilations) -> str",
-        &rdk::cuda::residual_refusal_op);
+  m.def("cuda_residual_plan(int channels, int height, int width, int[] dilations) -> (str, int)",
+        &rdk::cuda::residual_plan_op);
   m.def(
       "cuda_residual(Tensor input, Tensor[] weights, Tensor[] biases, Tensor? inject, int[] dilations, bool[] relu, "
       "bool[] skip, int steps, int[] keep, int tape_first, int processors, Tensor(a!)? kept, Tensor(b!)? tapes, "

@@ -59,17 +59,11 @@ void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList bias
     p.stage[stage].relu = relu.get(stage);
     p.stage[stage].skip = skip.get(stage);
   }
-  int64_t before = -1;
-  for (const int64_t iteration : keep) {
-    TORCH_CHECK(iteration > before && iteration < iterations, "rdk: cuda_rollout: expected ascending iterations below ",
-                iterations, " to keep, got ", keep, ".");
-    p.keep[iteration / 32] |= 1u << (iteration % 32);
-    before = iteration;
-  }
+  set_kept(p.keep, keep, iterations, op, "iterations");
   p.kept = maps_pointer(kept, static_cast<int64_t>(keep.size()), input, op, "kept");
   if (p.kept != nullptr) p.kept_stride = kept->stride(0);
   TORCH_CHECK(
-      output.has_value() != (before == iterations - 1),
+      output.has_value() == (keep.empty() || keep.back() != iterations - 1),
       "rdk: cuda_rollout: expected an output, or that the state after the last iteration is kept, and not both.");
   if (output) {
     check_map(*output, input, op, "output");

@@ -1,5 +1,6 @@
-// Every tile size and limit of the CUDA kernels, in one place; read by the kernels, by plan.h and, through ops.cpp, by
-// rdk/backends/cuda.py.
+// Every tile size and limit of the CUDA kernels, in one place; read by the kernels, by plan.h and by the operators. The
+// few that Python needs before a library is loaded stand in rdk/backends/cuda_kernels.py again; a test holds them
+// equal.
 #pragma once
 
 namespace rdk::cuda {

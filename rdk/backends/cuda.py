@@ -15,12 +15,19 @@ from torch import Tensor
 from rdk import extension
 from rdk.backends.base import Call, Gradients, Needs, Problem, Store
 from rdk.backends.cuda_gradients import LONGEST_RUN, CudaGradients
-from rdk.backends.cuda_kernels import MAX_RESIDENT_STEPS, ROWS, TAPS, Kernels, aligned, merge_statistics
+from rdk.backends.cuda_kernels import (
+    CHANNEL_STEP,
+    MAX_CHANNELS,
+    MAX_RESIDENT_STEPS,
+    ROWS,
+    TAPS,
+    Kernels,
+    aligned,
+    merge_statistics,
+)
 from rdk.backends.eager import finish_stage
 from rdk.backends.layout import empty_maps
 
-MAX_CHANNELS = 1024
-CHANNEL_STEP = 16
 MAX_POSITIONS = 2**31 - 2**16  # positions are 32-bit integers, and a tile reaches beyond the last
 NEVER_RUN = (
     "rdk: the kernels of backend 'cuda' have been compiled and tested in a stand-in on the CPU, but have never run on a GPU. "

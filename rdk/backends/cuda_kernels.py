@@ -12,6 +12,9 @@ from torch import Tensor
 from rdk.backends.base import Call, Problem
 from rdk.backends.layout import channels_last, empty_maps
 
+# as in csrc/cuda/tables.h, which tests/test_cuda_backend.py holds them equal to
+CHANNEL_STEP = 16  # channels come in multiples of it
+MAX_CHANNELS = 1024
 ROWS = 64  # output channels of one product; a resident map has no more
 TAPS = 9
 MAX_RESIDENT_STEPS = 1024  # of one launch
@@ -37,11 +40,11 @@ class WgradPlan(NamedTuple):
     channel_tiles: int
 
 
-class RolloutPlan(NamedTuple):
-    """How few images are spread over all multiprocessors: see csrc/cuda/rollout_plan.h."""
+class ChainPlan(NamedTuple):
+    """How a kernel runs whole iterations of several stages: see residual_plan in csrc/cuda/plan.h, and rollout_plan.h."""
 
-    refusal: str  # empty where they are
-    rows: int  # output channels of one block
+    refusal: str  # empty where it does
+    rows: int  # output channels of a tile
 
 
 class Kernels:
@@ -53,7 +56,7 @@ class Kernels:
         self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
         self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
         self.resident_refusal = lru_cache(maxsize=1024)(self._resident_refusal)
-        self.residual_refusal = lru_cache(maxsize=1024)(self._residual_refusal)
+        self.residual_plan = lru_cache(maxsize=1024)(self._residual_plan)
         self.rollout_plan = lru_cache(maxsize=1024)(self._rollout_plan)
 
     @property
@@ -79,14 +82,14 @@ class Kernels:
     def _resident_refusal(self, channels: int, height: int, width: int, dilation: int) -> str | None:
         return self.ops.cuda_resident_refusal(channels, height, width, dilation) or None
 
-    def _residual_refusal(self, channels: int, height: int, width: int, dilations: tuple[int, ...]) -> str | None:
-        return self.ops.cuda_residual_refusal(channels, height, width, dilations) or None
+    def _residual_plan(self, channels: int, height: int, width: int, dilations: tuple[int, ...]) -> ChainPlan:
+        return ChainPlan(*self.ops.cuda_residual_plan(channels, height, width, dilations))
 
     def _rollout_plan(
         self, shape: tuple[int, ...], dilation: int, stages: int, iterations: int, processors: int
-    ) -> RolloutPlan:
+    ) -> ChainPlan:
         n, c, h, w = shape
-        return RolloutPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
+        return ChainPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
 
     def not_resident(self, problem: Problem) -> str | None:
         """Why the map cannot stay in shared memory over the iterations; None where it can."""
@@ -101,9 +104,11 @@ class Kernels:
 
     def not_residual(self, problem: Problem) -> str | None:
         """Why two maps of a grid cannot stay in shared memory over the stages and iterations; None where they can."""
+        return _not_a_chain(problem, "residual") or self._residual_plan_of(problem).refusal or None
+
+    def _residual_plan_of(self, problem: Problem) -> ChainPlan:
         _, c, h, w = problem.shape
-        dilations = tuple([stage.dilation for stage in problem.stages])
-        return _not_a_chain(problem, "residual") or self.residual_refusal(c, h, w, dilations)
+        return self.residual_plan(c, h, w, tuple([stage.dilation for stage in problem.stages]))
 
     def not_rollout(self, problem: Problem) -> str | None:
         """Why the iterations do not run over all multiprocessors in one launch; None where they do."""
@@ -111,7 +116,7 @@ class Kernels:
             return "the roll-out kernel runs inference"
         return _not_a_chain(problem, "roll-out") or self._rollout_plan_of(problem).refusal or None
 
-    def _rollout_plan_of(self, problem: Problem) -> RolloutPlan:
+    def _rollout_plan_of(self, problem: Problem) -> ChainPlan:
         dilation = max(stage.dilation for stage in problem.stages)
         processors = self.processors(problem.device)
         return self.rollout_plan(problem.shape, dilation, len(problem.stages), problem.iterations, processors)
@@ -233,10 +238,9 @@ class Kernels:
         kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, tapes
         (iterations from tape_first on * (stages - 1), N, C, H, W) those after every stage that does not end an iteration.
         """
-        rows = ROWS if call.problem.channels <= ROWS else 2 * ROWS
         self.ops.cuda_residual(
             state,
-            *self._chain(call, rows),
+            *self._chain(call, self._residual_plan_of(call.problem).rows),
             steps,
             list(keep),
             tape_first,
