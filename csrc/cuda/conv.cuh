@@ -150,20 +150,35 @@ struct ConvKernel {
     if (channel < p.channels) {
       const Eight scale = per_channel(p.scale, channel, 1.0f);
       const Eight shift = per_channel(p.shift, channel, 0.0f);
-      for (int slot = thread / 8; slot < N; slot += kWarpgroup / 8) {
-        const int pixel = pixel_of_position(first_position + slot, p.images, p.grid, p.by_period, p.by_pitch);
-        if (pixel < 0) continue;
-        const int64_t offset = static_cast<int64_t>(pixel) * p.channels + channel;
-        Eight z = widen<T>(load_shared(map_address(staging, tile.staging_slots(), chunk, slot)));
-        if (p.scale != nullptr) {
+      constexpr int kStep = kWarpgroup / 8, kAtOnce = 4;  // slots from a thread's one to its next; those whose maps are
+      static_assert(N % (kStep * kAtOnce) == 0);          // asked for together
+#pragma unroll 1
+      for (int first = thread / 8; first < N; first += kStep * kAtOnce) {
+        int64_t offset[kAtOnce];
+        Unit inject[kAtOnce] = {}, skip[kAtOnce] = {}, mask[kAtOnce] = {};
 #pragma unroll
-          for (int i = 0; i < 8; ++i) z.value[i] = z.value[i] * scale.value[i] + shift.value[i];
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int position = first_position + first + i * kStep;
+          const int pixel = pixel_of_position(position, p.images, p.grid, p.by_period, p.by_pitch);
+          offset[i] = pixel < 0 ? -1 : static_cast<int64_t>(pixel) * p.channels + channel;
         }
-        if (p.inject != nullptr) add_map<T>(z, p.inject, offset);
-        if (p.skip != nullptr) add_map<T>(z, p.skip, offset);
-        if (p.relu) clamp_negative(z);
-        if (p.mask != nullptr) apply_mask<T>(z, p.mask, offset);
-        store_global(halves_at(p.output, offset), narrow<T>(z));
+        load_units(inject, p.inject, offset);
+        load_units(skip, p.skip, offset);
+        load_units(mask, p.mask, offset);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (offset[i] < 0) continue;
+          Eight z = widen<T>(load_shared(map_address(staging, tile.staging_slots(), chunk, first + i * kStep)));
+          if (p.scale != nullptr) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) z.value[j] = z.value[j] * scale.value[j] + shift.value[j];
+          }
+          if (p.inject != nullptr) add_unit<T>(z, inject[i]);
+          if (p.skip != nullptr) add_unit<T>(z, skip[i]);
+          if (p.relu) clamp_negative(z);
+          if (p.mask != nullptr) apply_mask<T>(z, mask[i]);
+          store_global(halves_at(p.output, offset[i]), narrow<T>(z));
+        }
       }
     }
     if (p.statistics != nullptr) measure(p, staging, group, first_position, channel, column);

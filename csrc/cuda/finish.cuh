@@ -33,9 +33,18 @@ RDK_DEVICE Unit narrow(const Eight& wide) {
 RDK_DEVICE const void* halves_at(const void* map, int64_t offset) { return static_cast<const char*>(map) + 2 * offset; }
 RDK_DEVICE void* halves_at(void* map, int64_t offset) { return static_cast<char*>(map) + 2 * offset; }
 
+// The units of a map (null: none) at `offset`; where that is negative, whatever stands at the map's beginning. Without
+// a branch between them, all are under way before the first is used.
+template <int Count>
+RDK_DEVICE void load_units(Unit (&units)[Count], const void* map, const int64_t (&offset)[Count]) {
+  if (map == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < Count; ++i) units[i] = load_global(halves_at(map, offset[i] < 0 ? 0 : offset[i]));
+}
+
 template <class T>
-RDK_DEVICE void add_map(Eight& z, const void* map, int64_t offset) {
-  const Eight other = widen<T>(load_global(halves_at(map, offset)));
+RDK_DEVICE void add_unit(Eight& z, const Unit& unit) {
+  const Eight other = widen<T>(unit);
 #pragma unroll
   for (int i = 0; i < 8; ++i) z.value[i] += other.value[i];
 }
@@ -46,8 +55,8 @@ RDK_DEVICE void clamp_negative(Eight& z) {
   for (int i = 0; i < 8; ++i) z.value[i] = z.value[i] <= 0.0f ? 0.0f : z.value[i];
 }
 template <class T>
-RDK_DEVICE void apply_mask(Eight& z, const void* map, int64_t offset) {
-  const Eight state = widen<T>(load_global(halves_at(map, offset)));
+RDK_DEVICE void apply_mask(Eight& z, const Unit& unit) {
+  const Eight state = widen<T>(unit);
 #pragma unroll
   for (int i = 0; i < 8; ++i) z.value[i] = state.value[i] <= 0.0f ? 0.0f : z.value[i];
 }
