@@ -126,8 +126,10 @@ struct ResidentKernel {
   static RDK_DEVICE void load(const ResidentParams& p, const Memory& memory, int64_t start) {
     for (Walk walk(p); walk.inside(); walk.advance()) {
       const int64_t offset = start + static_cast<int64_t>(walk.pixel) * p.channels + 8 * walk.chunk;
-      store_shared(map_address(memory.map, p.slots, walk.chunk, walk.slot), load_global(halves_at(p.input, offset)));
+      copy_async(map_address(memory.map, p.slots, walk.chunk, walk.slot), halves_at(p.input, offset), true);
     }
+    copy_async_commit();
+    copy_async_wait<0>();
   }
 
   static RDK_DEVICE void write_out(const ResidentParams& p, const Memory& memory, void* to) {
@@ -205,15 +207,32 @@ struct ResidentKernel {
     const void* mask = last ? p.mask_last : p.mask != nullptr ? halves_at(p.mask, step * p.mask_stride) : nullptr;
     if (p.inject == nullptr && add == nullptr && mask == nullptr) return;
     barrier_sync(0, kResidentThreads);
-    for (Walk walk(p); walk.inside(); walk.advance()) {
-      const uint32_t address = map_address(memory.map, p.slots, walk.chunk, walk.slot);
-      const int64_t offset = start + static_cast<int64_t>(walk.pixel) * p.channels + 8 * walk.chunk;
-      Eight z = widen<T>(load_shared(address));
-      if (p.inject != nullptr) add_map<T>(z, p.inject, offset);
-      if (add != nullptr) add_map<T>(z, add, offset);
-      if (p.relu) clamp_negative(z);
-      if (mask != nullptr) apply_mask<T>(z, mask, offset);
-      store_shared(address, narrow<T>(z));
+    constexpr int kAtOnce = 4;  // units whose maps are asked for together
+    Walk walk(p);
+#pragma unroll 1
+    while (walk.inside()) {
+      uint32_t address[kAtOnce];
+      int64_t offset[kAtOnce];  // -1: beyond the image
+      Unit injected[kAtOnce] = {}, added[kAtOnce] = {}, masking[kAtOnce] = {};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i, walk.advance()) {
+        const int64_t inside = static_cast<int64_t>(walk.pixel) * p.channels + 8 * walk.chunk;
+        address[i] = map_address(memory.map, p.slots, walk.chunk, walk.slot);
+        offset[i] = walk.inside() ? start + inside : -1;
+      }
+      load_units(injected, p.inject, offset);
+      load_units(added, add, offset);
+      load_units(masking, mask, offset);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (offset[i] < 0) continue;
+        Eight z = widen<T>(load_shared(address[i]));
+        if (p.inject != nullptr) add_unit<T>(z, injected[i]);
+        if (add != nullptr) add_unit<T>(z, added[i]);
+        if (p.relu) clamp_negative(z);
+        if (mask != nullptr) apply_mask<T>(z, masking[i]);
+        store_shared(address[i], narrow<T>(z));
+      }
     }
   }
 };
