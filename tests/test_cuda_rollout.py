@@ -9,6 +9,7 @@ import cuda_build
 import pytest
 import torch
 from test_cuda_backend import dilated, problem, replaced_by
+from test_cuda_gpu import problem_of
 from torch import Tensor
 
 import rdk
@@ -123,18 +124,38 @@ def test_against_float64(name: str, launches: list[int]) -> None:
     assert launches == [module.iterations]
 
 
+# over all multiprocessors of an H100
+WHOLE: dict[str, dict[str, Any]] = {
+    "maze": {"cls": R, "channels": 128, "iterations": 100, "shape": (1, 128, 32, 32)},
+    "two mazes": {"cls": R, "channels": 128, "iterations": 10, "shape": (2, 128, 32, 32)},  # two patches a block
+    "eight maps": {"cls": C, "channels": 64, "iterations": 16, "shape": (8, 64, 28, 28)},
+}
+# on an sm_90 device, and as if it had 4 multiprocessors
+ON_A_GPU = [(name, processors) for name in CASES for processors in (None, 4)] + [(name, None) for name in WHOLE]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*CASES, "maze"])
-def test_on_a_gpu(name: str) -> None:
-    """The same by the compiled kernels on an sm_90 device, and one map of 32x32 over all of it."""
+@pytest.mark.parametrize("name, processors", ON_A_GPU)
+def test_on_a_gpu(name: str, processors: int | None) -> None:
+    """The same by the compiled kernels on an sm_90 device, and maps of 32x32 over all of it."""
     reason = BACKEND.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    maze = {"cls": R, "channels": 128, "iterations": 100, "shape": (1, 128, 32, 32)}
-    module, inputs = pair(**CASES.get(name, maze))
+    module, inputs = pair(**(CASES | WHOLE)[name])
     plain = plain_eager(module)
-    got = run(module.cuda(), {key: given.cuda() for key, given in inputs.items()}).cpu()
+    with replaced_by(CudaBackend(Kernels(processors=processors))):
+        got = run(module.cuda(), {key: given.cuda() for key, given in inputs.items()}).cpu()
     assert_right(got, plain, inputs)
+
+
+def test_cases_on_a_gpu_reach_every_tile(standin: CudaBackend) -> None:
+    rows = set()
+    for name, processors in ON_A_GPU:
+        kernels = Kernels(standin.kernels.namespace, "cpu", processors=processors or 132)
+        plan = kernels._rollout_plan_of(problem_of(**(CASES | WHOLE)[name]))
+        assert not plan.refusal, name
+        rows.add(plan.rows)
+    assert rows == {16, 32, 64}
 
 
 def assert_right(got: Tensor, module: Any, inputs: dict[str, Tensor]) -> None:

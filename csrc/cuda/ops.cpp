@@ -4,6 +4,8 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <torch/library.h>
 
+#include <tuple>
+
 #include "checks.h"
 
 namespace rdk::cuda {
@@ -19,10 +21,15 @@ std::vector<int64_t> conv_plan_op(int64_t images, int64_t channels, int64_t heig
   return {plan.stages, plan.tile.rows(), plan.tile.positions(), plan.groups, plan.tiles, plan.blocks};
 }
 
-std::string resident_refusal_op(int64_t channels, int64_t height, int64_t width, int64_t dilation) {
+// What is refused, "" where nothing is; output channels and positions of a tile; images that a block takes in turn.
+std::tuple<std::string, int64_t, int64_t, int64_t> resident_plan_op(int64_t images, int64_t channels, int64_t height,
+                                                                    int64_t width, int64_t dilation,
+                                                                    int64_t processors) {
   const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
-  const char* refusal = resident_plan(1, static_cast<int>(channels), grid, 1).refusal;
-  return refusal == nullptr ? "" : refusal;
+  const ResidentPlan plan =
+      resident_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
+  return {plan.refusal == nullptr ? "" : plan.refusal, kRows, plan.tile.positions(),
+          (images + processors - 1) / processors};
 }
 
 std::vector<int64_t> wgrad_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
@@ -190,8 +197,10 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
 TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
   m.def("cuda_conv_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
         &rdk::cuda::conv_plan_op);
-  m.def("cuda_resident_refusal(int channels, int height, int width, int dilation) -> str",
-        &rdk::cuda::resident_refusal_op);
+  m.def(
+      "cuda_resident_plan(int images, int channels, int height, int width, int dilation, int processors) -> (str, int, "
+      "int, int)",
+      &rdk::cuda::resident_plan_op);
   m.def("cuda_wgrad_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
         &rdk::cuda::wgrad_plan_op);
   m.def("cuda_pack(Tensor weight, int rows, bool transposed) -> Tensor", &rdk::cuda::pack_op);

@@ -25,12 +25,14 @@ ResidualPlan plan_of(int64_t images, int64_t channels, int64_t height, int64_t w
                        static_cast<int>(processors));
 }
 
-// What is refused, "" where nothing is, and the output channels of a tile.
-std::tuple<std::string, int64_t> residual_plan_op(int64_t channels, int64_t height, int64_t width,
-                                                  at::IntArrayRef dilations) {
+// What is refused, "" where nothing is; output channels and positions of a tile; grids that a block takes in turn.
+std::tuple<std::string, int64_t, int64_t, int64_t> residual_plan_op(int64_t images, int64_t channels, int64_t height,
+                                                                    int64_t width, at::IntArrayRef dilations,
+                                                                    int64_t processors) {
   TORCH_CHECK(!dilations.empty(), "rdk: cuda_residual_plan: expected a dilation for every stage, got none.");
-  const ResidualPlan plan = plan_of(1, channels, height, width, dilations, 1);
-  return {plan.refusal == nullptr ? "" : plan.refusal, plan.tile.rows()};
+  const ResidualPlan plan = plan_of(images, channels, height, width, dilations, processors);
+  if (plan.refusal != nullptr) return {plan.refusal, 0, 0, 0};
+  return {"", plan.tile.rows(), plan.tile.positions(), ceil_div(plan.items, static_cast<int>(processors))};
 }
 
 void residual_op(const Tensor& input, at::TensorList weights, at::TensorList biases, const MaybeTensor& inject,
@@ -90,8 +92,11 @@ void residual_op(const Tensor& input, at::TensorList weights, at::TensorList bia
 }  // namespace rdk::cuda
 
 TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
-  m.def("cuda_residual_plan(int channels, int height, int width, int[] dilations) -> (str, int)",
-        &rdk::cuda::residual_plan_op);
+  m.def(
+      "cuda_residual_plan(int images, int channels, int height, int width, int[] dilations, int processors) -> (str, "
+      "int, "
+      "int, int)",
+      &rdk::cuda::residual_plan_op);
   m.def(
       "cuda_residual(Tensor input, Tensor[] weights, Tensor[] biases, Tensor? inject, int[] dilations, bool[] relu, "
       "bool[] skip, int steps, int[] keep, int tape_first, int processors, Tensor(a!)? kept, Tensor(b!)? tapes, "

@@ -12,7 +12,7 @@ from torch import Tensor
 from rdk.backends.base import Call, Problem
 from rdk.backends.layout import channels_last, empty_maps
 
-# as in csrc/cuda/tables.h, which tests/test_cuda_backend.py holds them equal to
+# as in csrc/cuda/tables.h; tests/test_cuda_kernels.py holds the two equal
 CHANNEL_STEP = 16  # channels come in multiples of it
 MAX_CHANNELS = 1024
 ROWS = 64  # output channels of one product; a resident map has no more
@@ -40,11 +40,20 @@ class WgradPlan(NamedTuple):
     channel_tiles: int
 
 
-class ChainPlan(NamedTuple):
-    """How a kernel runs whole iterations of several stages: see residual_plan in csrc/cuda/plan.h, and rollout_plan.h."""
+class ResidentPlan(NamedTuple):
+    """How maps stay in shared memory over iterations: see resident_plan and residual_plan in csrc/cuda/plan.h."""
 
-    refusal: str  # empty where it does
+    refusal: str  # empty where they do
     rows: int  # output channels of a tile
+    positions: int  # of a tile
+    turns: int  # images, or grids of them, that one block takes one after another
+
+
+class RolloutPlan(NamedTuple):
+    """How few images are spread over all multiprocessors: see csrc/cuda/rollout_plan.h."""
+
+    refusal: str  # empty where they are
+    rows: int  # output channels of one block
 
 
 class Kernels:
@@ -55,7 +64,7 @@ class Kernels:
         self._processors = processors
         self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
         self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
-        self.resident_refusal = lru_cache(maxsize=1024)(self._resident_refusal)
+        self.resident_plan = lru_cache(maxsize=1024)(self._resident_plan)
         self.residual_plan = lru_cache(maxsize=1024)(self._residual_plan)
         self.rollout_plan = lru_cache(maxsize=1024)(self._rollout_plan)
 
@@ -79,17 +88,19 @@ class Kernels:
         n, c, h, w = shape
         return WgradPlan(*self.ops.cuda_wgrad_plan(n, c, h, w, dilation, processors))
 
-    def _resident_refusal(self, channels: int, height: int, width: int, dilation: int) -> str | None:
-        return self.ops.cuda_resident_refusal(channels, height, width, dilation) or None
+    def _resident_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> ResidentPlan:
+        n, c, h, w = shape
+        return ResidentPlan(*self.ops.cuda_resident_plan(n, c, h, w, dilation, processors))
 
-    def _residual_plan(self, channels: int, height: int, width: int, dilations: tuple[int, ...]) -> ChainPlan:
-        return ChainPlan(*self.ops.cuda_residual_plan(channels, height, width, dilations))
+    def _residual_plan(self, shape: tuple[int, ...], dilations: tuple[int, ...], processors: int) -> ResidentPlan:
+        n, c, h, w = shape
+        return ResidentPlan(*self.ops.cuda_residual_plan(n, c, h, w, dilations, processors))
 
     def _rollout_plan(
         self, shape: tuple[int, ...], dilation: int, stages: int, iterations: int, processors: int
-    ) -> ChainPlan:
+    ) -> RolloutPlan:
         n, c, h, w = shape
-        return ChainPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
+        return RolloutPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
 
     def not_resident(self, problem: Problem) -> str | None:
         """Why the map cannot stay in shared memory over the iterations; None where it can."""
@@ -99,16 +110,16 @@ class Kernels:
             return "the resident kernel runs tied weights"
         if problem.norm:
             return "the resident kernel has no BatchNorm"
-        _, c, h, w = problem.shape
-        return self.resident_refusal(c, h, w, problem.stages[0].dilation)
+        dilation = problem.stages[0].dilation
+        return self.resident_plan(problem.shape, dilation, self.processors(problem.device)).refusal or None
 
     def not_residual(self, problem: Problem) -> str | None:
         """Why two maps of a grid cannot stay in shared memory over the stages and iterations; None where they can."""
         return _not_a_chain(problem, "residual") or self._residual_plan_of(problem).refusal or None
 
-    def _residual_plan_of(self, problem: Problem) -> ChainPlan:
-        _, c, h, w = problem.shape
-        return self.residual_plan(c, h, w, tuple([stage.dilation for stage in problem.stages]))
+    def _residual_plan_of(self, problem: Problem) -> ResidentPlan:
+        dilations = tuple([stage.dilation for stage in problem.stages])
+        return self.residual_plan(problem.shape, dilations, self.processors(problem.device))
 
     def not_rollout(self, problem: Problem) -> str | None:
         """Why the iterations do not run over all multiprocessors in one launch; None where they do."""
@@ -116,7 +127,7 @@ class Kernels:
             return "the roll-out kernel runs inference"
         return _not_a_chain(problem, "roll-out") or self._rollout_plan_of(problem).refusal or None
 
-    def _rollout_plan_of(self, problem: Problem) -> ChainPlan:
+    def _rollout_plan_of(self, problem: Problem) -> RolloutPlan:
         dilation = max(stage.dilation for stage in problem.stages)
         processors = self.processors(problem.device)
         return self.rollout_plan(problem.shape, dilation, len(problem.stages), problem.iterations, processors)
