@@ -60,7 +60,7 @@ def test_norm_in_inference_is_prepared_for_all_iterations_at_once(chosen: None, 
         module = (
             rdk.RecurrentResidual(32, iterations, blocks=1, norm="batch", bias=True, backend="cuda").bfloat16().eval()
         )
-        for norm in (norm for stage in module.stages for norm in stage.norm):
+        for norm in (norm.float() for stage in module.stages for norm in stage.norm):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
             norm.weight.data.uniform_(0.5, 1)
