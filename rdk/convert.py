@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from rdk.modules import Recurrent, RecurrentConv, RecurrentLinear, RecurrentResidual, StageParameters
 
@@ -44,13 +47,11 @@ def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None =
         BatchNorm is the block's own for iteration 0 and a copy of it for each later one.
 
     Raises:
-        ValueError: a layer does not fit (its name is in the message), or the result does not agree with the block in
-            evaluation mode on a small input.
+        TypeError: `block` is no module and no list of them, or a setting is unknown.
+        ValueError: a layer does not fit (its name is in the message), or the result does not agree with the block on a
+            small input, in evaluation or in training mode; both are tried on copies with random parameters.
     """
-    blocks = [block] if isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList) else list(block)  # type: ignore[arg-type]
-    tied = isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList)
-    if not blocks:
-        raise ValueError("rdk.from_module: the list of blocks is empty; give at least one block.")
+    blocks, tied = _blocks(block)
     if iterations is None:
         if tied:
             raise ValueError("rdk.from_module: iterations is missing; say how often the block is to be applied.")
@@ -70,14 +71,52 @@ def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None =
         if [layer.shape() for layer in others] != [layer.shape() for layer in layers[0]]:
             raise ValueError(f"rdk.from_module: block {number} of the list is not built like block 0.")
     _share(module, layers, iterations, tied)
-    module.train(blocks[0].training)
-    for number, one in enumerate(blocks):
-        _check_agreement(module, one, layers[number], number)
+    for part in module.modules():
+        if not isinstance(part, _BatchNorm):  # those are the user's, and may be frozen
+            part.training = blocks[0].training
+    for one in blocks:
+        _check_agreement(one)
     return module
+
+
+def _blocks(block: object) -> tuple[list[nn.Module], bool]:
+    """The blocks of from_module's argument, and whether it is one block rather than a list."""
+    tied = isinstance(block, nn.Module) and not isinstance(block, nn.ModuleList)
+    if not tied and not isinstance(block, Iterable):
+        raise TypeError(f"rdk.from_module: expected an nn.Module or a list of them, got {_described(block)}.")
+    blocks: list[Any] = [block] if tied else list(block)  # type: ignore[call-overload]
+    if not blocks:
+        raise ValueError("rdk.from_module: the list of blocks is empty; give at least one block.")
+    for number, one in enumerate(blocks):
+        if not isinstance(one, nn.Module):
+            raise TypeError(f"rdk.from_module: block {number} of the list must be an nn.Module, got {_described(one)}.")
+    return blocks, tied
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}; call it first" if isinstance(value, type) else type(value).__name__
+
+
+def _check_parts(block: nn.Module) -> None:
+    """Refuses parts whose tensors are not there or come from code that rdk would not run."""
+    for name, part in block.named_modules():
+        tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if any(is_lazy(tensor) for tensor in tensors):
+            what = "is not initialised yet; run the block once"
+        elif is_parametrized(part):
+            what = "is parametrized, which rdk would not compute anew; take that off first (remove_parametrizations)"
+        elif part._forward_pre_hooks:
+            what = "has a forward pre-hook, which rdk would never run; take it off first (prune.remove, remove_weight_norm)"
+        elif any(tensor.is_meta for tensor in tensors):
+            what = "is on the meta device and holds no values; give it some first (to_empty, load_state_dict)"
+        else:
+            continue
+        raise ValueError(f"rdk.from_module: layer {name or type(part).__name__!r} {what}.")
 
 
 def _layers(block: nn.Module) -> list[_Layer]:
     """The stages of one block, in order."""
+    _check_parts(block)
     found: list[_Layer] = []
     _collect(block, "", found)
     if not found:
@@ -138,6 +177,8 @@ def _check_product(layer: nn.Conv2d | nn.Linear, name: str) -> None:
     def refuse(what: str) -> ValueError:
         return ValueError(f"rdk.from_module: layer {name or type(layer).__name__!r} {what}.")
 
+    if not layer.weight.is_floating_point():
+        raise refuse(f"has weights of {layer.weight.dtype}; expected a floating-point type")
     if isinstance(layer, nn.Linear):
         if layer.in_features != layer.out_features:
             raise refuse(
@@ -211,37 +252,84 @@ def _share(module: Recurrent, layers: list[list[_Layer]], iterations: int, tied:
             stage.norm = nn.ModuleList(norms)  # type: ignore[arg-type]
 
 
-def _check_agreement(module: Recurrent, block: nn.Module, layers: list[_Layer], iteration: int) -> None:
-    """Raises ValueError unless module and block agree on a small random input in evaluation mode."""
-    if module.iterations == 0:
-        return
-    weight = layers[0].product.weight
-    size = 2 * max(getattr(layer.product, "dilation", (1,))[0] for layer in layers) + 3
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, weight.shape[0]) if weight.dim() == 2 else (2, weight.shape[1], size, size + 1)
-    x = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
-    flags = [(part, part.training) for part in [*block.modules(), *module.modules()]]
-    settings = module.checkpoint, module.memory_budget, module.backend
-    module.checkpoint, module.memory_budget, module.backend = "none", None, "eager"
+def _check_agreement(block: nn.Module) -> None:
+    """Raises ValueError unless a recurrent module computes what the block does, in evaluation and in training mode.
+
+    Both are copies with random parameters and statistics: in a fresh block a norm hardly does anything, and a weight of
+    zero hides a whole branch. They run in float64, where the smallest difference tells.
+    """
+
+    def refuse(what: str) -> ValueError:
+        return ValueError(f"rdk.from_module: {type(block).__name__} {what}")
+
     try:
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            block.eval()
-            module.eval()
-            expected, got = block(x.clone()), module(x, iterations=1, start=iteration)
-    finally:
-        for part, training in flags:
+        twin = copy.deepcopy(block)
+    except Exception as error:
+        raise refuse(f"cannot be copied for a comparison ({type(error).__name__}: {error}).") from error
+    layers, generator = _layers(twin), torch.Generator().manual_seed(0)
+    weight = layers[0].product.weight
+    dtype = torch.float32 if weight.device.type == "mps" else torch.float64
+    tolerance = 1e5 * torch.finfo(dtype).eps
+    _randomise(twin.to(dtype), generator)
+    module = _empty(layers, 1, True, {"checkpoint": "none", "backend": "eager"})
+    _share(module, [layers], 1, True)
+    size = 2 * max(getattr(layer.product, "dilation", (1,))[0] for layer in layers) + 3
+    shape = (8, weight.shape[0]) if weight.dim() == 2 else (2, weight.shape[1], size, size + 1)
+    x = _random(shape, 8.0, generator).to(weight.device, dtype)
+    # in training mode a SyncBatchNorm may wait for other processes
+    modes = [False] if any(isinstance(part, nn.SyncBatchNorm) for part in twin.modules()) else [False, True]
+    for training in modes:
+        for part in [*twin.modules(), *module.modules()]:
             part.training = training
-        module.checkpoint, module.memory_budget, module.backend = settings
-    tolerance = 100 * torch.finfo(weight.dtype).eps
-    if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        raise ValueError(f"rdk.from_module: {type(block).__name__} does not return a tensor of its input's shape.")
-    error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-    if not error <= tolerance:
-        names = ", ".join(repr(layer.name) for layer in layers)
-        raise ValueError(
-            f"rdk.from_module: {type(block).__name__} computes something else than its layers {names} in order (relative "
-            f"difference {error:.1e}, at most {tolerance:.1e} allowed). Its forward does more than rdk can repeat."
-        )
+        try:
+            expected, drawn = _run(twin, x)
+        except Exception as error:
+            raise refuse(f"raises {type(error).__name__} on a {dtype} input of shape {shape}: {error}") from error
+        where = "in training mode" if training else "in evaluation mode"
+        if drawn:
+            raise refuse(f"draws random numbers {where} (dropout?); rdk repeats only what is the same in every call.")
+        if not isinstance(expected, Tensor) or expected.shape != x.shape:
+            raise refuse("does not return a tensor of its input's shape.")
+        got, _ = _run(module, x)
+        difference = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+        if not difference <= tolerance:
+            raise refuse(
+                f"computes something else than its layers {', '.join(repr(layer.name) for layer in layers)} in order "
+                f"(relative difference {difference:.1e} {where} with random parameters, at most {tolerance:.1e} allowed). "
+                f"Its forward does more than rdk can repeat."
+            )
+
+
+def _random(shape: Sequence[int], scale: float, generator: torch.Generator) -> Tensor:
+    return scale * torch.randn(tuple(shape), generator=generator, device="cpu", dtype=torch.float64)
+
+
+@torch.no_grad()
+def _randomise(block: nn.Module, generator: torch.Generator) -> None:
+    """Gives every parameter and running statistic a random value that leaves the states' size about as it is."""
+    for parameter in block.parameters():
+        fan = parameter[0].numel() if parameter.dim() > 1 else 1
+        parameter.copy_(_random(parameter.shape, 2 / fan**0.5, generator))
+    for part in block.modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None:
+            part.running_mean.copy_(_random(part.running_mean.shape, 1.0, generator))
+            part.running_var.copy_(_random(part.running_var.shape, 1.0, generator).square() + 0.5)
+
+
+def _run(module: nn.Module, x: Tensor) -> tuple[Any, bool]:
+    """The module's output, and whether it drew random numbers; the generators are left as they were."""
+    devices = [x.device] if x.is_cuda else []
+
+    def states() -> list[object]:
+        found = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+        return [random.getstate(), *(state.tolist() for state in found)]
+
+    before = states()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return module(x.clone()), states() != before
+    finally:
+        random.setstate(before[0])  # type: ignore[arg-type]
 
 
 class PlainNetwork(nn.Module):
@@ -264,9 +352,10 @@ class PlainNetwork(nn.Module):
                 single = stage.bias is None or isinstance(stage.bias, Tensor)
                 bias = stage.bias if single else stage.bias[iteration]  # type: ignore[index]
                 self.layers.append(_plain_layer(weight, bias, stage.dilation))  # type: ignore[arg-type]
+        self.train(module.training)
+        # after train(): the norms are the module's own and keep their flags
         for iteration in range(self.iterations):
             self.norms.extend(stage.norm[iteration] for stage in stages if stage.norm is not None)
-        self.train(module.training)
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
         """x, inject: (N, C, H, W) or (N, F); returns the last state."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import rdk
 from rdk.testing import assert_close, relative, step
@@ -105,6 +108,73 @@ class Halving(BasicBlock):
         return 0.5 * super().forward(x)
 
 
+class NormAfterRelu(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.bn2(self.conv2(self.bn1(torch.relu(self.conv1(x))))) + x)
+
+
+class NormBeforeConv(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv2(self.bn2(torch.relu(self.conv1(self.bn1(x))))) + x)
+
+
+class Leaky(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = nn.functional.leaky_relu(self.bn1(self.conv1(x)), 0.3)
+        return torch.relu(self.bn2(self.conv2(z)) + x)
+
+
+class Capped(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv2(nn.functional.relu6(self.conv1(x))) + x)
+
+
+class Dropping(BasicBlock):
+    """Drops so seldom that a comparison of outputs would seldom see it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(x), 1e-9, self.training)
+
+
+class SkippedAtRandom(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training and random.random() < 1e-9 else super().forward(x)
+
+
+class ScaledBranch(BasicBlock):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.scale * self.conv2(torch.relu(self.conv1(x))) + x)
+
+
+class FixedSize(BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.view(2, -1, 32, 32))
+
+
+def silent(block: Any) -> Any:
+    """The block with a residual branch that ends in zero, as zero_init_residual makes it."""
+    nn.init.zeros_(block.bn2.weight)
+    return block
+
+
+def with_hook(apply: Any) -> nn.Sequential:
+    block = conv_relu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        apply(block[0])
+    return block
+
+
+def integer_block() -> nn.Sequential:
+    block = conv_relu()
+    block[0].weight = nn.Parameter(torch.ones(4, 4, 3, 3, dtype=torch.int8), requires_grad=False)
+    return block
+
+
 class WithDropout(BasicBlock):
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -125,6 +195,22 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: nn.Sequential(BasicBlock(4), BasicBlock(4, norm=True)), "layer '0.conv1' has no BatchNorm"),
     (lambda: WithDropout(4), r"layer 'drop' \(Dropout\) does not fit"),
     (lambda: Halving(4), "Halving computes something else than its layers 'conv1', 'conv2'"),
+    (lambda: NormAfterRelu(4, norm=True), "NormAfterRelu computes something else"),
+    (lambda: NormBeforeConv(4, norm=True), "NormBeforeConv computes something else"),
+    (lambda: silent(Leaky(4, norm=True)), "Leaky computes something else"),
+    (lambda: [BasicBlock(4, norm=True), silent(Leaky(4, norm=True))], "Leaky computes something else"),
+    (lambda: Capped(4), "Capped computes something else"),
+    (lambda: ScaledBranch(4), "ScaledBranch computes something else"),
+    (lambda: Dropping(4), "Dropping draws random numbers in training mode"),
+    (lambda: SkippedAtRandom(4).eval(), "SkippedAtRandom draws random numbers in training mode"),
+    (lambda: FixedSize(4), r"FixedSize raises RuntimeError on a torch.float64 input of shape \(2, 4, 5, 6\)"),
+    (lambda: with_hook(lambda c: prune.l1_unstructured(c, "weight", 0.5)), "layer '0' has a forward pre-hook"),
+    (lambda: with_hook(nn.utils.weight_norm), "layer '0' has a forward pre-hook"),
+    (lambda: with_hook(nn.utils.parametrizations.weight_norm), "layer '0' is parametrized"),
+    (lambda: conv_relu().to("meta"), "layer '0' is on the meta device"),
+    (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).to("meta"), nn.ReLU()), "layer '1' is on"),
+    (lambda: nn.Sequential(nn.LazyConv2d(4, 3, padding=1), nn.ReLU()), "layer '0' is not initialised yet"),
+    (integer_block, "layer '0' has weights of torch.int8"),
     (lambda: nn.Identity(), "holds no Conv2d and no Linear"),
     (lambda: [conv_relu(), conv_relu(norm=True)], "block 1 of the list is not built like block 0"),
     (list, "list of blocks is empty"),
@@ -136,6 +222,61 @@ def test_what_does_not_fit_is_named(make: Any, words: str) -> None:
     block = make()
     with pytest.raises(ValueError, match=words):
         rdk.from_module(block, 2)
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        (None, "expected an nn.Module or a list of them, got NoneType"),
+        (nn.ReLU, "expected an nn.Module or a list of them, got the class ReLU; call it first"),
+        ([None], "block 0 of the list must be an nn.Module, got NoneType"),
+        ([conv_relu(), BasicBlock], "block 1 of the list must be an nn.Module, got the class BasicBlock"),
+    ],
+)
+def test_what_is_no_block_is_named(given: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        rdk.from_module(given, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_blocks_of_every_dtype_are_compared_strictly(dtype: torch.dtype) -> None:
+    class Nearly(BasicBlock):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1 + 1e-6)
+
+    module = rdk.from_module(BasicBlock(4, norm=True).to(dtype), 2)
+    assert module.stages[0].weight.dtype is dtype
+    with pytest.raises(ValueError, match="Nearly computes something else"):
+        rdk.from_module(Nearly(4, norm=True).to(dtype), 2)
+
+
+def test_a_zero_branch_and_frozen_norms_are_no_obstacle() -> None:
+    block = silent(BasicBlock(4, norm=True))
+    block.bn1.eval()
+    module = rdk.from_module(block, 3)
+    assert block.training and not block.bn1.training and block.bn2.training
+    assert [norm.training for stage in module.stages for norm in stage.norm] == [False] * 3 + [True] * 3
+    assert all(part.training for part in module.modules() if not isinstance(part, nn.BatchNorm2d))
+    plain = rdk.to_modules(module)
+    assert [norm.training for norm in plain.norms] == [False, True] * 3 and plain.training
+    assert all(layer.training for layer in plain.layers)
+    assert not any(layer.training for layer in rdk.to_modules(module.eval()).layers)
+    assert not rdk.from_module(BasicBlock(4).eval(), 3).stages[0].training
+
+
+@pytest.mark.parametrize("cls", [BasicBlock, Dropping, SkippedAtRandom])
+def test_the_block_and_the_generators_are_left_alone(cls: type) -> None:
+    block = cls(4, norm=True) if cls is BasicBlock else cls(4)
+    before = copy.deepcopy(block.state_dict()), torch.get_rng_state(), random.getstate()
+    if cls is BasicBlock:
+        rdk.from_module(block, 2)
+    else:
+        with pytest.raises(ValueError, match="draws random numbers"):
+            rdk.from_module(block, 2)
+    assert torch.equal(torch.get_rng_state(), before[1]) and random.getstate() == before[2]
+    assert all(torch.equal(value, before[0][name]) for name, value in block.state_dict().items())
+    assert all(parameter.grad is None for parameter in block.parameters())
+    assert all(part.training for part in block.modules())
 
 
 def test_wrong_iterations_and_settings_are_named() -> None:
