@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from rdk.norms import PLAIN_TYPES, uses_batch_statistics
 
 if TYPE_CHECKING:
     from rdk.functional import Stage
@@ -124,6 +126,16 @@ def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
     if isinstance(value, str):
         return ("none" if value == "auto" else value), 0
     return "states", cast(int, value)
+
+
+def norms(values: Sequence[nn.Module], x: Tensor, owner: str) -> None:
+    """Raises ValueError, as nn.BatchNorm does, where a batch has one value per channel only."""
+    training = [uses_batch_statistics(norm) for norm in values if type(norm) in PLAIN_TYPES]
+    if any(training) and x.numel() // x.shape[1] == 1:
+        raise ValueError(
+            f"{owner}: BatchNorm in training mode needs more than one value per channel, got a state of shape "
+            f"{tuple(x.shape)}. Use a larger batch or map, or module.eval()."
+        )
 
 
 def owned(stage: Stage, number: int, start: int, iterations: int, owner: str) -> None:

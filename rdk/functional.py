@@ -56,6 +56,17 @@ class Prepared(NamedTuple):
     eager_reason: str | None  # why only plain PyTorch can run this call; None where the operator can
 
 
+class Route(NamedTuple):
+    """How a call runs."""
+
+    backend: str  # "none" where no iteration is run; a traced call's may be "auto", resolved inside the operator
+    plain: bool  # as the loop of eager.plain, outside the operator
+    reasons: dict[str, str]  # for each other backend, why not; empty for a traced call
+
+
+_NOTHING = Route("none", False, dict.fromkeys(dispatch.NAMES, "no iteration is run"))
+
+
 def recurrent(
     x: Tensor,
     stages: Sequence[Stage],
@@ -100,32 +111,14 @@ def recurrent(
         if tiny is not None:
             weights, biases, specs = tiny
             return eager.plain(x, None, weights, biases, (), specs, iterations, False)
-    checks.iterations_and_start(iterations, start, owner)
-    checks.stages(stages, owner)
-    if stages[0].first_weight().dim() == 2 and isinstance(x, Tensor) and x.dim() not in (0, 2):
-        return _flattened(
-            x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, backend, owner
-        )
     call = prepare(x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, owner)
-    if not torch.compiler.is_compiling() and iterations == 0:  # a traced call asks nothing of n: one graph for any
-        return call.x.new_empty((0, *call.x.shape)) if return_states else x
-    if call.x.numel() == 0:
-        return _plain(call)
-    request = dispatch.requested(backend)
-    if call.eager_reason is not None:
-        _check_eager_allowed(call, request, owner)
-        return _plain(call)
-    if torch.compiler.is_compiling():
-        # sizes may be symbolic here: an "auto" is resolved inside the operator, where they are numbers
-        if request == "eager" and call.checkpoint == "none":
-            return _plain(call)
-        return _operator(call, request)
-    if request == "auto" and is_tiny(call):
-        return _plain(call)
-    chosen = dispatch.choose(problem_of(call), request).backend
-    if chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad):
-        return _plain(call)
-    return _operator(call, chosen)
+    route = decide(call, backend, owner)
+    if route.backend == "none":
+        return call.x.new_empty((0, *x.shape)) if return_states else x
+    out = _plain(call) if route.plain else _operator(call, route.backend)
+    if call.x.dim() == x.dim():
+        return out
+    return out.reshape((*out.shape[:1], *x.shape) if return_states else x.shape)
 
 
 def _tiny_and_sound(
@@ -142,8 +135,7 @@ def _tiny_and_sound(
     if len(shape) != 4 or not dtype.is_floating_point or not stages:
         return None
     channels = shape[1]
-    products = 9 * x.numel() * channels * iterations * len(stages)
-    if not 0 < products < dispatch.TINY_PRODUCTS or dispatch.requested(backend) != "auto":
+    if not _is_tiny(x, iterations, len(stages)) or dispatch.requested(backend) != "auto":
         return None
     if torch.is_autocast_enabled("cpu"):
         return None
@@ -184,15 +176,21 @@ def prepare(
     memory_budget: int | None,
     owner: str,
 ) -> Prepared:
-    """Every check of the arguments, autocast's cast, and the lists in the operator's order."""
+    """Every check of the arguments, autocast's cast, (rows, F) for a linear state, and the lists in the operator's order."""
+    checks.iterations_and_start(iterations, start, owner)
+    checks.stages(stages, owner)
     kind, amount = checks.checkpoint(checkpoint, memory_budget, owner)
     checks.state(x, stages[0].first_weight(), owner)
     if inject is not None:
         checks.inject(inject, x, owner)
+    if stages[0].first_weight().dim() == 2 and x.dim() != 2:
+        x = x.reshape(-1, x.shape[-1])
+        inject = None if inject is None else inject.reshape(-1, inject.shape[-1])
     for number, stage in enumerate(stages):
         checks.owned(stage, number, start, iterations, owner)
     weights, biases = _parameters(stages, start, iterations)
     norm_modules = _norms(stages, start, iterations)
+    checks.norms(norm_modules, x, owner)
     checks.parameters(weights, biases, owner)
     checks.same_device(x, inject, weights, biases, owner)
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
@@ -219,12 +217,37 @@ def prepare(
     )
 
 
-def is_tiny(call: Prepared) -> bool:
-    """Whether deciding and entering the operator would cost more than it could save: such a call runs as plain PyTorch."""
-    if call.checkpoint != "none" or call.x.device.type != "cpu":
-        return False
-    products = call.x.numel() * call.x.shape[1] * (9 if call.x.dim() == 4 else 1) * call.iterations * len(call.stages)
-    return products < dispatch.TINY_PRODUCTS
+def decide(call: Prepared, backend: str, owner: str) -> Route:
+    """How a call runs that asks for `backend`: the one decision, for recurrent as for rdk.explain and rdk.plan.
+
+    Raises BackendError where a named backend cannot run the call, ValueError for an unknown name and for a schedule where
+    only plain PyTorch can run it.
+    """
+    request, traced = dispatch.requested(backend), torch.compiler.is_compiling()
+    if not traced and call.iterations == 0:  # a traced call asks nothing of n: one graph for any
+        return _NOTHING
+    if call.x.numel() == 0:
+        return _plain_route("the input is empty")
+    if call.eager_reason is not None:
+        _check_eager_allowed(call, request, owner)
+        return _plain_route(call.eager_reason)
+    if traced:
+        # sizes may be symbolic here: an "auto" is resolved inside the operator, where they are numbers
+        return Route(request, request == "eager" and call.checkpoint == "none", {})
+    if request == "auto" and call.checkpoint == "none" and _is_tiny(call.x, call.iterations, len(call.stages)):
+        return _plain_route("the call is too small to gain from it")
+    chosen, reasons = dispatch.choose(problem_of(call), request)
+    return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
+
+
+def _plain_route(reason: str) -> Route:
+    return Route("eager", True, {name: reason for name in dispatch.NAMES if name != "eager"})
+
+
+def _is_tiny(x: Tensor, iterations: int, stages: int) -> bool:
+    """Whether deciding and entering the operator would cost more than it could save."""
+    products = x.numel() * x.shape[1] * (9 if x.dim() == 4 else 1) * iterations * stages
+    return x.is_cpu and 0 < products < dispatch.TINY_PRODUCTS
 
 
 def problem_of(call: Prepared) -> Problem:
@@ -364,35 +387,3 @@ def _operator(call: Prepared, backend: str) -> Tensor:
     if tensors.training:
         norms.update_running_statistics(call.norms, means, variances, x.numel() // x.shape[1])
     return cast(Tensor, out)
-
-
-def _flattened(
-    x: Tensor,
-    stages: Sequence[Stage],
-    iterations: int,
-    start: int,
-    inject: Tensor | None,
-    return_states: bool,
-    checkpoint: str | int,
-    memory_budget: int | None,
-    backend: str,
-    owner: str,
-) -> Tensor:
-    """A linear call on (*, F): as one on (rows, F)."""
-    checks.state(x, stages[0].first_weight(), owner)
-    if inject is not None:
-        checks.inject(inject, x, owner)
-        inject = inject.reshape(-1, inject.shape[-1])
-    out = recurrent(
-        x.reshape(-1, x.shape[-1]),
-        stages,
-        iterations,
-        start=start,
-        inject=inject,
-        return_states=return_states,
-        checkpoint=checkpoint,
-        memory_budget=memory_budget,
-        backend=backend,
-        owner=owner,
-    )
-    return out.reshape((*out.shape[:1], *x.shape) if return_states else x.shape)

@@ -54,7 +54,7 @@ class Recurrent(nn.Module):
         width: int,
         iterations: int,
         weight_shape: tuple[int, ...],
-        plan: Sequence[tuple[int, bool, int | None]],
+        arrangement: Sequence[tuple[int, bool, int | None]],
         *,
         bias: bool,
         norm: str | None,
@@ -77,10 +77,10 @@ class Recurrent(nn.Module):
             raise ValueError(f"{owner}: norm must be None or 'batch', got {norm!r}.")
         self.iterations, self.tied, self.norm = iterations, tied, norm
         self.checkpoint, self.memory_budget, self.backend = checkpoint, memory_budget, backend
-        self._plan = tuple(plan)  # (dilation, relu, skip) per stage
+        self._arrangement = tuple(arrangement)  # (dilation, relu, skip) per stage
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stages = nn.ModuleList()
-        for _ in self._plan:
+        for _ in self._arrangement:
             stage = StageParameters(weight_shape, None if tied else iterations, bias, **factory)
             if norm == "batch":
                 stage.norm = nn.ModuleList([self.norm_type(width, **factory) for _ in range(iterations)])
@@ -98,7 +98,7 @@ class Recurrent(nn.Module):
     def functional_stages(self) -> list[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
         found = []
-        for stage, (dilation, relu, skip) in zip(self.stages, self._plan, strict=True):
+        for stage, (dilation, relu, skip) in zip(self.stages, self._arrangement, strict=True):
             found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
         return found
 
@@ -245,14 +245,14 @@ class RecurrentResidual(Recurrent):
         self.channels, self.blocks, self.recall, self.has_bias = channels, blocks, recall, bias
         first = 1 if recall else 0
         self.dilation = _dilations(dilation, first + 2 * blocks, "rdk.RecurrentResidual")
-        plan: list[tuple[int, bool, int | None]] = [(self.dilation[0], False, None)] if recall else []
+        arrangement: list[tuple[int, bool, int | None]] = [(self.dilation[0], False, None)] if recall else []
         for block in range(first, first + 2 * blocks, 2):
-            plan += [(self.dilation[block], True, None), (self.dilation[block + 1], True, block)]
+            arrangement += [(self.dilation[block], True, None), (self.dilation[block + 1], True, block)]
         super().__init__(
             channels,
             iterations,
             (channels, channels, 3, 3),
-            plan,
+            arrangement,
             bias=bias,
             norm=norm,
             tied=tied,

@@ -45,19 +45,10 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
 
 
 def gather(norms: Sequence[nn.Module], state: Tensor) -> NormTensors:
-    """The tensors of norms that `why_not_fused` lets pass; affine parameters are float32 (float64 for a float64 state).
-
-    Raises ValueError, as nn.BatchNorm does, where a batch has one value per channel only.
-    """
+    """The tensors of norms that `why_not_fused` lets pass; affine parameters are float32 (float64 for a float64 state)."""
     if not norms:
         return NO_NORM
     training = uses_batch_statistics(norms[0])
-    values = state.numel() // state.shape[1]
-    if training and values == 1:
-        raise ValueError(
-            f"rdk: BatchNorm in training mode needs more than one value per channel, got a state of shape "
-            f"{tuple(state.shape)}. Use a larger batch or map, or module.eval()."
-        )
     dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
     weights: list[Tensor] = [norm.weight.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]
     biases: list[Tensor] = [norm.bias.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rdk import checkpoint as planner
-from rdk import checks, dispatch, functional, ops
+from rdk import functional, ops
 from rdk.backends import eager
-from rdk.backends.base import Problem, StageSpec
+from rdk.functional import Prepared, Route
 from rdk.modules import Recurrent
 
 
@@ -67,78 +68,74 @@ def plan(
     """What a training step of `module` on an input of `input_shape` would keep, without running it.
 
     dtype is the module's own by default; memory_budget or checkpoint replace the module's settings where given.
-    Raises rdk.BudgetError where the budget is too small, TypeError and ValueError for arguments that do not fit.
+    Raises as the step would: rdk.BudgetError where the budget is too small, rdk.BackendError where the module's backend cannot
+    run it, TypeError and ValueError for arguments that do not fit.
     """
     owner = "rdk.plan"
     if not isinstance(module, Recurrent):
         raise TypeError(f"{owner}: expected an rdk module, got {type(module).__name__}.")
-    given = memory_budget is not None or checkpoint is not None
-    kind, amount = checks.checkpoint(
-        (checkpoint if checkpoint is not None else "auto") if given else module.checkpoint,
-        memory_budget if given else module.memory_budget,
-        owner,
-    )
+    if memory_budget is None and checkpoint is None:
+        checkpoint, memory_budget = module.checkpoint, module.memory_budget
     count = module.iterations if iterations is None else iterations
-    checks.iterations_and_start(count, 0, owner)
-    problem = _problem(module, input_shape, dtype, count, inject, return_states)
-    backend = dispatch.choose(problem, dispatch.requested(module.backend)).backend
-    return _planned(problem, backend, kind, amount)
+    setting = "auto" if checkpoint is None else checkpoint
+    call = _training_step(module, input_shape, dtype, count, inject, return_states, setting, memory_budget)
+    return _planned(call, functional.decide(call, module.backend, owner))
 
 
-def _problem(
+def _training_step(
     module: Recurrent,
     input_shape: Sequence[int],
     dtype: torch.dtype | None,
     iterations: int,
     inject: bool,
     return_states: bool,
-) -> Problem:
+    checkpoint: str | int,
+    memory_budget: int | None,
+) -> Prepared:
+    """The call of a training step, on an input that takes no memory, whatever its shape."""
     stages = module.functional_stages()
     weight = stages[0].first_weight()
-    x = weight.new_empty(1).expand(tuple(input_shape))  # no memory, whatever the shape
-    checks.state(x, weight, "rdk.plan")
-    for number, stage in enumerate(stages):
-        checks.owned(stage, number, 0, iterations, "rdk.plan")
-    shape = tuple(input_shape) if weight.dim() == 4 else (x.numel() // x.shape[-1], x.shape[-1])
-    dtype = dtype or weight.dtype
-    return Problem(
-        kind="conv" if weight.dim() == 4 else "linear",
-        stages=tuple(StageSpec(s.dilation, s.relu, s.skip, s.norm is not None) for s in stages),
-        shape=shape,
-        dtype=dtype,
-        device=weight.device,
-        iterations=iterations,
-        tied=module.tied,
-        bias=any(stage.bias is not None for stage in stages),
-        inject=inject,
-        norm_training=module.norm is not None and module.training,
-        needs_grad=True,
-        return_states=return_states,
-        precision=dispatch.precision_of(weight.device, dtype),
-    )
+    x = weight.new_empty(1).expand(tuple(input_shape))
+    # autocast would copy the input, whole
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        call = functional.prepare(
+            x, stages, iterations, 0, x if inject else None, return_states, checkpoint, memory_budget, "rdk.plan"
+        )
+    x = x.new_empty(1, dtype=dtype or x.dtype).expand(call.x.shape)
+    return call._replace(x=x, needs_grad=True)
 
 
-def _planned(problem: Problem, backend: str, kind: str, amount: int) -> Plan:
-    n, stages = problem.iterations, len(problem.stages)
-    fixed = ops.fixed_bytes(problem, backend)
-    schedule = planner.resolve(problem, kind, amount, fixed) if n else planner.everything(0)
-    kept = planner.kept_maps(problem, schedule)
-    live = planner.live_maps(problem, schedule)
-    if backend == "eager" and kind == "none":
-        # autograd's own: the input of every convolution and, with norm, of every norm
-        kept = live = max(n * stages * (2 if problem.norm else 1) - 1, 0)
+def _planned(call: Prepared, route: Route) -> Plan:
+    n, stages = call.iterations, len(call.stages)
+    if route.backend == "none":
+        return Plan(route.backend, call.checkpoint, 0, (), 0, 0, 0, 0, 0.0)
+    problem = functional.problem_of(call)
+    if route.plain:
+        # autograd's own: the input of every convolution and of every norm, but for the call's
+        schedule = planner.everything(n)
+        kept = live = n * sum(2 if stage.norm else 1 for stage in call.stages) - 1
         fixed = eager.PLAIN_WORKSPACE_MAPS * problem.map_bytes
+    else:
+        schedule, fixed = _schedule(call, route.backend)
+        kept, live = planner.kept_maps(problem, schedule), planner.live_maps(problem, schedule)
     return Plan(
-        backend=backend,
-        checkpoint=kind,
+        backend=route.backend,
+        checkpoint=call.checkpoint,
         iterations=n,
         states=tuple(planner.kept_positions(n, schedule)),
         slots=schedule.slots,
         taped_iterations=schedule.taped,
         bytes_kept=kept * problem.map_bytes,
         bytes_peak=live * problem.map_bytes + fixed,
-        recompute=planner.recomputed_convolutions(problem, schedule) / max(n * stages, 1),
+        recompute=planner.recomputed_convolutions(problem, schedule) / (n * stages),
     )
+
+
+def _schedule(call: Prepared, backend: str) -> tuple[planner.Schedule, int]:
+    """The schedule of the operator's call on `backend`, and the bytes held whatever the schedule. Raises BudgetError."""
+    problem = functional.problem_of(call)
+    fixed = ops.fixed_bytes(problem, backend)
+    return planner.resolve(problem, call.checkpoint, call.amount, fixed), fixed
 
 
 def explain(
@@ -156,28 +153,17 @@ def explain(
     """
     if not isinstance(module, Recurrent):
         raise TypeError(f"rdk.explain: expected an rdk module, got {type(module).__name__}.")
-    stages = module.functional_stages()
     count = module.iterations if iterations is None else iterations
-    owner = f"rdk.{type(module).__name__}"
-    checks.iterations_and_start(count, start, owner)
-    if stages[0].first_weight().dim() == 2:
-        checks.state(x, stages[0].first_weight(), owner)
-        x = x.reshape(-1, x.shape[-1])
-        inject = None if inject is None else inject.reshape(-1, inject.shape[-1])
+    stages, owner = module.functional_stages(), f"rdk.{type(module).__name__}"
     call = functional.prepare(
         x, stages, count, start, inject, return_states, module.checkpoint, module.memory_budget, owner
     )
-    request = dispatch.requested(module.backend)
-    if call.eager_reason is not None:
-        chosen, reasons = "eager", {name: call.eager_reason for name in dispatch.NAMES if name != "eager"}
-    elif request == "auto" and functional.is_tiny(call):
-        chosen, reasons = (
-            "eager",
-            dict.fromkeys(set(dispatch.NAMES) - {"eager"}, "the call is too small to gain from it"),
-        )
+    route = functional.decide(call, module.backend, owner)
+    if route.backend == "none":
+        forward = backward = "none: no iteration is run"
     else:
-        chosen, reasons = dispatch.choose(functional.problem_of(call), request)
-    plain = chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad)
-    forward = "eager (plain autograd)" if plain and call.needs_grad else chosen
-    backward = forward if call.needs_grad else "none: no gradient is asked for"
-    return Explanation(forward, backward, dict(reasons))
+        if call.needs_grad and not route.plain:
+            _schedule(call, route.backend)  # a budget that is too small raises here
+        forward = "eager (plain autograd)" if route.plain and call.needs_grad else route.backend
+        backward = forward if call.needs_grad else "none: no gradient is asked for"
+    return Explanation(forward, backward, dict(route.reasons))

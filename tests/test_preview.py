@@ -1,0 +1,88 @@
+"""rdk.plan and rdk.explain: what they say of a call is what the call does, and where it raises they raise the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_dispatch import X, missing_backend
+from torch import nn
+
+import rdk
+from rdk import dispatch, functional, measured
+from rdk.functional import Prepared
+
+LARGE = torch.randn(2, 16, 14, 14)  # with four iterations too large to count as tiny
+
+
+def with_norm(other: nn.Module, **kw: Any) -> rdk.RecurrentConv:
+    module = rdk.RecurrentConv(16, 4, norm="batch", **kw)
+    for t in range(4):
+        module.stages[0].norm[t] = other  # type: ignore[index, union-attr]
+    return module
+
+
+RAISING: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
+    ("norm of another type, states kept", lambda: with_norm(nn.Identity(), checkpoint=1), LARGE.shape),
+    ("norm of another type, named backend", lambda: with_norm(nn.Identity(), backend="cpu"), LARGE.shape),
+    ("no affine, sqrt", lambda: with_norm(nn.BatchNorm2d(16, affine=False), checkpoint="sqrt"), LARGE.shape),
+    ("budget", lambda: rdk.RecurrentConv(16, 9, memory_budget=10), LARGE.shape),
+    ("one value a channel", lambda: rdk.RecurrentConv(64, 9, norm="batch", checkpoint=1), (1, 64, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("make,shape", [case[1:] for case in RAISING], ids=[case[0] for case in RAISING])
+def test_explain_and_plan_raise_where_the_call_does(make: Callable[[], Any], shape: tuple[int, ...]) -> None:
+    module, x = make(), torch.randn(shape)
+    with pytest.raises((ValueError, rdk.BackendError)) as call:
+        module(x)
+    with pytest.raises(call.type) as explained:
+        rdk.explain(module, x)
+    with pytest.raises(call.type) as planned:
+        rdk.plan(module, shape)
+    assert str(explained.value) == str(call.value)
+    assert str(planned.value).split(": ", 1)[1] == str(call.value).split(": ", 1)[1]  # but for the caller's name
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_what_needs_no_backend_asks_for_none(n: int) -> None:
+    """A call without iterations, and one on an empty batch, also with a backend that is not there."""
+    module = rdk.RecurrentConv(16, 4, backend=missing_backend()[0])
+    x = torch.empty(0, 16, 14, 14) if n else LARGE
+    expected = "eager (plain autograd)" if n else "none: no iteration is run"
+    assert module(x, iterations=n).shape == x.shape
+    assert rdk.explain(module, x, iterations=n).forward == expected
+    plan = rdk.plan(module, x.shape, iterations=n)
+    assert plan.backend == expected.split()[0].strip(":") and plan.bytes_kept == 0
+    module.backend = "numpy"
+    with pytest.raises(ValueError, match="unknown backend 'numpy'"):
+        module(x, iterations=n)
+
+
+# each with "auto" where the measurements show every backend ahead of eager
+CALLS: list[tuple[Any, torch.Tensor]] = [
+    (rdk.RecurrentConv(4, 3), X),
+    (rdk.RecurrentConv(16, 4), LARGE),
+    (with_norm(nn.Identity()), LARGE),
+    (rdk.RecurrentLinear(4, 3), torch.randn(2, 3, 4)),
+    (rdk.RecurrentLinear(4, 3, checkpoint=1), torch.randn(2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("module,x", CALLS)
+def test_the_call_runs_as_explain_and_plan_say(module: Any, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    operator = functional._operator
+
+    def record(call: Prepared, backend: str) -> torch.Tensor:
+        asked.append(backend)
+        return operator(call, backend)
+
+    monkeypatch.setattr(functional, "_operator", record)
+    monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem: None)
+    monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # not what was found earlier
+    module(x)
+    assert rdk.explain(module, x).forward == (asked[0] if asked else "eager (plain autograd)")
+    assert rdk.plan(module, x.shape).backend == (asked[0] if asked else "eager")
