@@ -114,15 +114,17 @@ def _planned(call: Prepared, route: Route) -> Plan:
         # autograd's own: the input of every convolution and of every norm, but for the call's
         schedule = planner.everything(n)
         kept = live = n * sum(2 if stage.norm else 1 for stage in call.stages) - 1
+        states = n - 1
         fixed = eager.PLAIN_WORKSPACE_MAPS * problem.map_bytes
     else:
         schedule, fixed = _schedule(call, route.backend)
         kept, live = planner.kept_maps(problem, schedule), planner.live_maps(problem, schedule)
+        states = planner.kept_states(problem, schedule)
     return Plan(
         backend=route.backend,
         checkpoint=call.checkpoint,
         iterations=n,
-        states=tuple(planner.kept_positions(n, schedule)),
+        states=tuple(planner.kept_positions(n, schedule)[:states]),
         slots=schedule.slots,
         taped_iterations=schedule.taped,
         bytes_kept=kept * problem.map_bytes,

@@ -11,7 +11,7 @@ from test_dispatch import X, missing_backend
 from torch import nn
 
 import rdk
-from rdk import dispatch, functional, measured
+from rdk import dispatch, functional, measured, recompute
 from rdk.functional import Prepared
 
 LARGE = torch.randn(2, 16, 14, 14)  # with four iterations too large to count as tiny
@@ -86,3 +86,26 @@ def test_the_call_runs_as_explain_and_plan_say(module: Any, x: torch.Tensor, mon
     module(x)
     assert rdk.explain(module, x).forward == (asked[0] if asked else "eager (plain autograd)")
     assert rdk.plan(module, x.shape).backend == (asked[0] if asked else "eager")
+
+
+@pytest.mark.parametrize("return_states", [False, True])
+@pytest.mark.parametrize("kw", [{"checkpoint": 2}, {"norm": "batch", "memory_budget": 2**30}])
+def test_plan_lists_the_states_that_are_kept(
+    kw: dict[str, Any], return_states: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.Tensor] = []
+    forward = recompute.forward
+
+    def record(*arguments: Any) -> Any:
+        kept.append(forward(*arguments)[1])
+        return forward(*arguments)
+
+    monkeypatch.setattr(recompute, "forward", record)
+    module = rdk.RecurrentConv(16, 5, backend="eager", **kw)
+    module(LARGE, return_states=return_states)
+    plan = rdk.plan(module, LARGE.shape, return_states=return_states)
+    tapes = plan.taped_iterations if "norm" in kw else 0
+    assert len(plan.states) == len(kept[0]) - tapes
+    assert plan.states == ((2, 4) if len(plan.states) else ())
+    # plain autograd keeps the input of every convolution, with a norm as without
+    assert rdk.plan(module, LARGE.shape, checkpoint="none").states == (1, 2, 3, 4)
