@@ -79,14 +79,20 @@ def same_dtype(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: 
                 )
 
 
-def parameters(weights: list[Tensor], biases: list[Tensor], owner: str) -> None:
-    """Raises ValueError where a weight or bias has another shape than the first weight asks for."""
-    shape = weights[0].shape if weights else None
-    for name, tensors, expected in (("a weight", weights, shape), ("a bias", biases, shape and shape[:1])):
+def parameters(weights: Sequence[Any], biases: Sequence[Any], shape: torch.Size, owner: str) -> None:
+    """Raises TypeError for a weight or bias (None aside) that is no tensor, ValueError where it has another shape than the
+    first weight's asks for."""
+    for name, tensors, expected in (("a weight", weights, shape), ("a bias", biases, shape[:1])):
         for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                if tensor is None and name == "a bias":
+                    continue
+                raise TypeError(
+                    f"{owner}: {name} must be a torch.Tensor, or a list of them, one per iteration; got {_kind(tensor)}."
+                )
             if tensor.shape != expected:
                 raise ValueError(
-                    f"{owner}: {name} has shape {tuple(tensor.shape)}; expected {tuple(expected or ())}, as every stage and "
+                    f"{owner}: {name} has shape {tuple(tensor.shape)}; expected {tuple(expected)}, as every stage and "
                     f"iteration keeps the shape of the state."
                 )
 
@@ -128,10 +134,21 @@ def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
     return "states", cast(int, value)
 
 
-def norms(values: Sequence[nn.Module], x: Tensor, owner: str) -> None:
-    """Raises ValueError, as nn.BatchNorm does, where a batch has one value per channel only."""
-    training = [uses_batch_statistics(norm) for norm in values if type(norm) in PLAIN_TYPES]
-    if any(training) and x.numel() // x.shape[1] == 1:
+def norms(values: Sequence[Any], x: Tensor, owner: str) -> None:
+    """Raises TypeError for what is no module; ValueError for a BatchNorm that does not fit the state and, as nn.BatchNorm
+    does, where a batch has one value per channel only."""
+    plain, channels, training = PLAIN_TYPES[0 if x.dim() == 2 else 1], x.shape[1], False
+    for norm in values:
+        if type(norm) in PLAIN_TYPES:
+            if type(norm) is not plain or norm.num_features != channels:
+                raise ValueError(
+                    f"{owner}: a norm must be nn.{plain.__name__}({channels}), as the state has that many channels, "
+                    f"got nn.{type(norm).__name__}({norm.num_features})."
+                )
+            training = training or uses_batch_statistics(norm)
+        elif not isinstance(norm, nn.Module):
+            raise TypeError(f"{owner}: a norm must be a module such as nn.{plain.__name__}, got {_kind(norm)}.")
+    if training and x.numel() // channels == 1:
         raise ValueError(
             f"{owner}: BatchNorm in training mode needs more than one value per channel, got a state of shape "
             f"{tuple(x.shape)}. Use a larger batch or map, or module.eval()."
@@ -151,14 +168,34 @@ def owned(stage: Stage, number: int, start: int, iterations: int, owner: str) ->
             )
 
 
-def stages(values: Sequence[Stage], owner: str) -> None:
-    """Raises ValueError where stages do not fit together."""
+def stages(values: Any, stage_type: type[Stage], owner: str) -> None:
+    """Raises TypeError for what is no sequence of stages and for a field of the wrong type, ValueError where stages do not
+    fit together."""
+    if isinstance(values, stage_type) or not isinstance(values, (list, tuple, Sequence)):
+        raise TypeError(
+            f"{owner}: stages must be a list of rdk.functional.Stage, got {_kind(values)}. Put a single stage in a list."
+        )
     if not values:
         raise ValueError(f"{owner}: stages is empty; give at least one rdk.functional.Stage.")
     for number, stage in enumerate(values):
+        if not isinstance(stage, stage_type):
+            raise TypeError(
+                f"{owner}: stage {number} must be an rdk.functional.Stage, got {_kind(stage)}. rdk.from_module takes layers."
+            )
+        _sequence(stage.weight, "weight", "a torch.Tensor, or a list of them, one per iteration", number, owner)
+        if stage.bias is not None:
+            _sequence(stage.bias, "bias", "None, a torch.Tensor, or a list of them, one per iteration", number, owner)
+        if stage.norm is not None:
+            _sequence(stage.norm, "norm", "None or a list of modules, one per iteration", number, owner)
         if not isinstance(stage.weight, Tensor) and len(stage.weight) == 0:
             raise ValueError(f"{owner}: stage {number} owns no weight; an untied stage needs one per iteration.")
-        shape = stage.first_weight().shape
+        weight = stage.first_weight()
+        if not isinstance(weight, Tensor):
+            raise TypeError(
+                f"{owner}: weight must be a torch.Tensor, or a list of them, one per iteration; stage {number} has a list "
+                f"with {_kind(weight)}."
+            )
+        shape = weight.shape
         if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:] not in ((), (3, 3)):
             raise ValueError(
                 f"{owner}: a weight must be (C, C, 3, 3) or (F, F); stage {number} has shape {tuple(shape)}. A stage keeps the "
@@ -168,7 +205,41 @@ def stages(values: Sequence[Stage], owner: str) -> None:
             raise ValueError(
                 f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}."
             )
+        if stage.skip is not None and type(stage.skip) is not int:
+            raise TypeError(f"{owner}: skip must be None or an integer, got {stage.skip!r} in stage {number}.")
         if stage.skip is not None and not 0 <= stage.skip <= number:
             raise ValueError(
                 f"{owner}: skip names the stage whose input is added, 0 to {number} in stage {number}, got {stage.skip}."
             )
+
+
+def input_shape(value: Any, owner: str) -> None:
+    """Raises TypeError for what is no sequence of integers, ValueError for a negative one."""
+    sizes: Sequence[Any] = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(
+            f"{owner}: input_shape must be a sequence of integers, (N, C, H, W) or (*, F), got {value!r}. For a tensor give "
+            f"its shape."
+        )
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"{owner}: input_shape must not hold a negative size, got {tuple(value)}.")
+
+
+def floating_dtype(value: Any, owner: str) -> None:
+    """Raises TypeError for what is neither None nor a floating-point dtype."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"{owner}: dtype must be a floating-point torch.dtype such as torch.float32, got {value!r}.")
+
+
+def _sequence(value: Any, field: str, expected: str, number: int, owner: str) -> None:
+    """Raises TypeError for a field of a stage that is no sequence; a weight or bias may also be a tensor."""
+    if isinstance(value, Tensor) and field != "norm":
+        return
+    if not isinstance(value, (nn.ModuleList if field == "norm" else nn.ParameterList, list, tuple, Sequence)):
+        raise TypeError(f"{owner}: {field} must be {expected}; stage {number} has {_kind(value)}.")
+
+
+def _kind(value: Any) -> str:
+    """What came, as a message names it: the value itself where it is short, else its type."""
+    short = value is None or isinstance(value, (bool, int, float, str))
+    return repr(value) if short else f"an object of type {type(value).__name__}"

@@ -129,6 +129,8 @@ def _tiny_and_sound(
     for every other call, also for one that is wrong: the checks that follow have the sentence for it."""
     if type(x) is not Tensor or not x.is_cpu or type(iterations) is not int or torch.compiler.is_compiling():
         return None
+    if type(stages) is not list and type(stages) is not tuple:
+        return None
     if type(start) is not int or start < 0:
         return None
     shape, dtype = x.shape, x.dtype
@@ -143,7 +145,10 @@ def _tiny_and_sound(
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     specs: list[StageSpec] = []
-    for number, (weight, bias, norm, dilation, relu, skip) in enumerate(stages):
+    for number, stage in enumerate(stages):
+        if type(stage) is not Stage:
+            return None
+        weight, bias, norm, dilation, relu, skip = stage
         if not isinstance(weight, Tensor) or type(weight) not in _PLAIN_TENSORS:
             return None
         if norm is not None or type(dilation) is not int or dilation < 1:
@@ -178,7 +183,7 @@ def prepare(
 ) -> Prepared:
     """Every check of the arguments, autocast's cast, (rows, F) for a linear state, and the lists in the operator's order."""
     checks.iterations_and_start(iterations, start, owner)
-    checks.stages(stages, owner)
+    checks.stages(stages, Stage, owner)
     kind, amount = checks.checkpoint(checkpoint, memory_budget, owner)
     checks.state(x, stages[0].first_weight(), owner)
     if inject is not None:
@@ -188,10 +193,11 @@ def prepare(
         inject = None if inject is None else inject.reshape(-1, inject.shape[-1])
     for number, stage in enumerate(stages):
         checks.owned(stage, number, start, iterations, owner)
-    weights, biases = _parameters(stages, start, iterations)
+    weights, given = _parameters(stages, start, iterations)
+    checks.parameters(weights, given, stages[0].first_weight().shape, owner)
+    biases = _filled(given, weights)
     norm_modules = _norms(stages, start, iterations)
     checks.norms(norm_modules, x, owner)
-    checks.parameters(weights, biases, owner)
     checks.same_device(x, inject, weights, biases, owner)
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
     checks.same_dtype(x, inject, weights, biases, owner)
@@ -267,7 +273,7 @@ def problem_of(call: Prepared) -> Problem:
     )
 
 
-def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[list[Tensor], list[Tensor]]:
+def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[list[Tensor], list[Tensor | None]]:
     """Weights and biases: one per stage when all are tied, else one per iteration and stage, iteration-major."""
     weights: list[Tensor] = []
     given: list[Tensor | None] = []
@@ -277,14 +283,14 @@ def _parameters(stages: Sequence[Stage], start: int, iterations: int) -> tuple[l
         weights.append(stage.weight)
         given.append(stage.bias)
     else:
-        return weights, _filled(given, weights)
+        return weights, given
     weights, given = [], []
     for iteration in range(start, start + iterations):
         for stage in stages:
             weights.append(stage.weight if isinstance(stage.weight, Tensor) else stage.weight[iteration])
             single = stage.bias is None or isinstance(stage.bias, Tensor)
             given.append(cast("Tensor | None", stage.bias if single else stage.bias[iteration]))  # type: ignore[index]
-    return weights, _filled(given, weights)
+    return weights, given
 
 
 def _filled(biases: list[Tensor | None], weights: list[Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Recurrent(nn.Module):
         checks.iterations_and_start(iterations, 0, owner)
         checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
         checks.checkpoint(checkpoint, memory_budget, owner)
+        checks.floating_dtype(dtype, owner)
         dispatch.check_name(backend)
         if not tied:
             checks.positive(iterations, "iterations of an untied module", owner)
@@ -145,6 +146,10 @@ class Recurrent(nn.Module):
 
 
 def _dilations(dilation: int | Sequence[int], stages: int, owner: str) -> list[int]:
+    if not isinstance(dilation, (int, Iterable)):
+        raise TypeError(
+            f"{owner}: dilation must be an integer, or a list with one per stage ({stages}), got {dilation!r}."
+        )
     values = [dilation] * stages if isinstance(dilation, int) else list(dilation)
     if len(values) != stages:
         raise ValueError(f"{owner}: dilation needs one integer, or one per stage ({stages}), got {len(values)} values.")

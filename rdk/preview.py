@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdk import checkpoint as planner
-from rdk import functional, ops
+from rdk import checks, functional, ops
 from rdk.backends import eager
 from rdk.functional import Prepared, Route
 from rdk.modules import Recurrent
@@ -74,6 +74,8 @@ def plan(
     owner = "rdk.plan"
     if not isinstance(module, Recurrent):
         raise TypeError(f"{owner}: expected an rdk module, got {type(module).__name__}.")
+    checks.input_shape(input_shape, owner)
+    checks.floating_dtype(dtype, owner)
     if memory_budget is None and checkpoint is None:
         checkpoint, memory_budget = module.checkpoint, module.memory_budget
     count = module.iterations if iterations is None else iterations

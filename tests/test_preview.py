@@ -109,3 +109,24 @@ def test_plan_lists_the_states_that_are_kept(
     assert plan.states == ((2, 4) if len(plan.states) else ())
     # plain autograd keeps the input of every convolution, with a norm as without
     assert rdk.plan(module, LARGE.shape, checkpoint="none").states == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "shape,dtype,error,words",
+    [
+        ((2, 4, -1, 6), None, ValueError, r"must not hold a negative size, got \(2, 4, -1, 6\)"),
+        (5, None, TypeError, "input_shape must be a sequence of integers, .* got 5"),
+        ("2466", None, TypeError, "input_shape must be a sequence of integers, .* got '2466'"),
+        (("a", 4, 6, 6), None, TypeError, "input_shape must be a sequence of integers, .* got .'a', 4, 6, 6"),
+        ((2, 4, 6, 6), "float32", TypeError, "dtype must be a floating-point torch.dtype .* got 'float32'"),
+        ((2, 4, 6, 6), torch.int32, TypeError, "dtype must be a floating-point torch.dtype .* got torch.int32"),
+    ],
+)
+def test_plan_refuses_what_is_no_shape_or_dtype(shape: Any, dtype: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        rdk.plan(rdk.RecurrentConv(4, 2), shape, dtype)
+
+
+def test_explain_refuses_an_inject_that_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match="inject must be a torch.Tensor, got int"):
+        rdk.explain(rdk.RecurrentLinear(4, 2), torch.randn(2, 4), inject=3)  # type: ignore[arg-type]
