@@ -137,7 +137,7 @@ def _tiny_and_sound(
     if len(shape) != 4 or not dtype.is_floating_point or not stages:
         return None
     channels = shape[1]
-    if not _is_tiny(x, iterations, len(stages)) or dispatch.requested(backend) != "auto":
+    if not _is_tiny(x.numel(), 9 * channels, iterations, len(stages)) or dispatch.requested(backend) != "auto":
         return None
     if torch.is_autocast_enabled("cpu"):
         return None
@@ -240,7 +240,9 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
     if traced:
         # sizes may be symbolic here: an "auto" is resolved inside the operator, where they are numbers
         return Route(request, request == "eager" and call.checkpoint == "none", {})
-    if request == "auto" and call.checkpoint == "none" and _is_tiny(call.x, call.iterations, len(call.stages)):
+    per_element = call.weights[0].numel() // call.x.shape[1]
+    small = call.x.is_cpu and _is_tiny(call.x.numel(), per_element, call.iterations, len(call.stages))
+    if request == "auto" and call.checkpoint == "none" and small:
         return _plain_route("the call is too small to gain from it")
     chosen, reasons = dispatch.choose(problem_of(call), request)
     return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
@@ -250,10 +252,9 @@ def _plain_route(reason: str) -> Route:
     return Route("eager", True, {name: reason for name in dispatch.NAMES if name != "eager"})
 
 
-def _is_tiny(x: Tensor, iterations: int, stages: int) -> bool:
-    """Whether deciding and entering the operator would cost more than it could save."""
-    products = x.numel() * x.shape[1] * (9 if x.dim() == 4 else 1) * iterations * stages
-    return x.is_cpu and 0 < products < dispatch.TINY_PRODUCTS
+def _is_tiny(elements: int, products_of_each: int, iterations: int, stages: int) -> bool:
+    """Whether deciding and entering the operator would cost more on a CPU than it could save."""
+    return 0 < elements * products_of_each * iterations * stages < dispatch.TINY_PRODUCTS
 
 
 def problem_of(call: Prepared) -> Problem:
