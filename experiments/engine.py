@@ -248,12 +248,19 @@ class Training:
         return {**tested, "train_accuracy": trained["accuracy"], "train_loss": last["loss"]}
 
     def _backend(self) -> str:
-        """Which kernels ran, as rdk says it."""
+        """Which kernels a training step runs on, as rdk says it of one process's share of a batch."""
         if self.run.model.plain or self.net.internal is None:
             return "plain PyTorch"
-        x, _ = next(iter(self.source.test(1)))
-        with autocast(self.run, self.place.device):
-            explained = rdk.explain(self.net.internal, self.net.stem(x))
+        shape = shape_of(self.run.data)
+        x = torch.zeros(self.run.train.batch // self.world.size, shape.channels, shape.size, shape.size)
+        x = x.to(self.place.device)
+        if self.run.train.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        self.net.eval()  # the stem's running statistics stay
+        self.net.internal.train()
+        with autocast(self.run, self.place.device), torch.enable_grad():
+            inject = None if self.net.inject is None else self.net.inject(x)
+            explained = rdk.explain(self.net.internal, self.net.stem(x), inject=inject)
         return (
             explained.forward
             if explained.forward == explained.backward

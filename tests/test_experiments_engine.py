@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,6 +241,32 @@ def test_two_programs_do_not_share_a_folder(tmp_path: Path) -> None:
         assert free
         with pytest.raises(SettingsError, match="is being run by another process"):
             train(SMALL, place(tmp_path), World())
+
+
+def test_the_recorded_backend_is_that_of_a_training_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatch depends on the batch and on the gradient, so rdk is asked with both, and nothing of the net moves."""
+    asked: list[tuple[Any, torch.Tensor]] = []
+    buffers: list[list[torch.Tensor]] = []
+    original = Training._backend
+
+    def explain(module: Any, x: torch.Tensor, **_: Any) -> Any:
+        asked.append((module.training, x))
+        return SimpleNamespace(forward="one", backward="two")
+
+    def backend(self: Training) -> str:
+        buffers.append([value.clone() for value in self.net.buffers()])
+        found = original(self)
+        buffers.append(list(self.net.buffers()))
+        return found
+
+    monkeypatch.setattr("experiments.engine.rdk.explain", explain)
+    monkeypatch.setattr(Training, "_backend", backend)
+    run = NORMED.replaced(train=replace(NORMED.train, epochs=1, steps_per_epoch=1))
+    assert train(run, place(tmp_path), World())["backend"] == "one/two"
+    ((training, x),) = asked
+    assert training and x.requires_grad and x.shape[0] == run.train.batch
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert all(map(torch.equal, *buffers))
 
 
 def test_batches_must_divide_among_processes(tmp_path: Path) -> None:

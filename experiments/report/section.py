@@ -59,7 +59,7 @@ def frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "parameters": record["parameters"],
                 "steps": record["steps"],
                 "seconds": record["seconds"],
-                "source": f"{record['device']}, backend {record['backend']}",
+                "source": record["device"] + (f", backend {record['backend']}" if "backend" in record else ""),
                 "commit": record["commit"],
                 "date": record["date"][:10],
             }
