@@ -102,9 +102,8 @@ class RunCommand:
         experiment = configs.experiment(self.name)
         scale = "smoke" if self.smoke else "laptop" if self.laptop and experiment.runs() else "full"
         overrides = RunOverrides(self.model, self.data, self.train)
-        runs = runner.chosen_runs(
-            experiment, runner.Choice(scale, self.schedule_scale, self.seeds, self.only, overrides)
-        )
+        choice = runner.Choice(scale, self.schedule_scale, self.seeds, self.only, overrides)
+        runs = runner.chosen_runs(experiment, choice)
         if not runs and experiment.runs():
             raise SettingsError(f"{self.name} has no runs at --{scale}: it says nothing at that size.")
         place = self.options.place()
@@ -124,9 +123,12 @@ class RunCommand:
             console.print(f"{len(outcome.failures)} of {len(runs)} runs failed; {self.name} is not analysed.")
             return 1
         if distributed.start(place.device).first:
-            written = runner.analyse(experiment, runs, place, scale, results)
+            written = runner.analyse(experiment, runs, place, choice, results)
             if written is not None:
-                console.print(f"{self.name}: {written}", markup=False, highlight=False)
+                aside = (
+                    "" if written.parent == results else f" (not the preset's own runs: {', '.join(choice.changes())})"
+                )
+                console.print(f"{self.name}: {written}{aside}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
 

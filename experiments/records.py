@@ -40,11 +40,19 @@ def runs(results: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def add_analysis(
-    name: str, scale: str, values: dict[str, Any], inputs: list[str], device: torch.device, results: Path = RESULTS
+    name: str,
+    scale: str,
+    values: dict[str, Any],
+    inputs: list[str],
+    changed: list[str],
+    device: torch.device,
+    results: Path = RESULTS,
 ) -> Path:
-    """Writes results/<name>.<scale>.json: values, the keys of the runs they come from, and their provenance."""
+    """Writes results/<name>.<scale>.json: values, the keys of the runs they come from, how those differ from the preset's
+    (nothing where they are the preset's), and their provenance."""
     path = results / f"{name}.{scale}.json"
-    content = {"name": name, "scale": scale, "runs": inputs, "values": values, **provenance(device)}
+    differing = {"changed": changed} if changed else {}
+    content = {"name": name, "scale": scale, "runs": inputs, **differing, "values": values, **provenance(device)}
     write_atomic(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
     return path
 

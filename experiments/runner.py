@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -34,6 +36,16 @@ class Choice:
     seeds: int = 0
     filters: tuple[str, ...] = ()
     overrides: Any = None
+
+    def changes(self) -> list[str]:
+        """What makes the runs others than the preset's, in the words of the command line."""
+        found = [f"--schedule-scale {self.schedule:g}"] if self.schedule != 1 else []
+        found += [f"--seeds {self.seeds}"] if self.seeds else []
+        found += [f"--only {' '.join(self.filters)}"] if self.filters else []
+        for group, given in vars(self.overrides).items() if self.overrides is not None else ():
+            named = {name.replace("_", "-"): value for name, value in vars(given).items() if value is not None}
+            found += [f"--{group}.{name} {value}" for name, value in named.items()]
+        return found
 
 
 @dataclass
@@ -184,15 +196,24 @@ def _report_run(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def analyse(experiment: Experiment, runs: Sequence[Run], place: Place, scale: str, results: Path) -> Path | None:
-    """Computes and records what the experiment asks for beyond training."""
+def analyse(experiment: Experiment, runs: Sequence[Run], place: Place, choice: Choice, results: Path) -> Path | None:
+    """Computes and records what the experiment asks for beyond training.
+
+    Of other runs than the preset's the record and its pictures go to results/changed/, with what was changed, and the
+    preset's own stay.
+    """
     if not experiment.analysis:
         return None
     from experiments.analysis import ANALYSES
 
-    pictures = results / "pictures"
-    values = ANALYSES[experiment.analysis](experiment, list(runs), place, scale, pictures)
-    return records.add_analysis(experiment.name, scale, values, [run.key for run in runs], place.device, results)
+    keys = [run.key for run in runs]
+    changed: list[str] = []
+    if set(keys) != {run.key for run in experiment.runs_at(choice.scale)}:
+        changed = choice.changes()
+        name = hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()[:12]
+        results = results / "changed" / f"{experiment.name}.{name}"
+    values = ANALYSES[experiment.analysis](experiment, list(runs), place, choice.scale, results / "pictures")
+    return records.add_analysis(experiment.name, choice.scale, values, keys, changed, place.device, results)
 
 
 def rate_for(device: torch.device, tflops: float, step_ms: float) -> Rate:
