@@ -189,7 +189,11 @@ def claim_5(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
         "" if scale == "full" else f" {LAPTOP}."
     )
     found.grids.append(Grid(["pair", "layer and form", "CKA", "deviation", "n", "paper", "difference"], rows, note))
-    same, other = (pairs[name]["penultimate biased"] for name in ("FF8-R8", "FF8-FF4"))
+    found.paper = "0.843 against 0.819"
+    if not pairs.keys() >= paper.CLAIM_5.keys():
+        found.remarks.append(f"No verdict: the pairs {' and '.join(paper.CLAIM_5)} are not both there.")
+        return
+    same, other = (pairs[name]["penultimate biased"] for name in paper.CLAIM_5)
     gap, spread = same["mean"] - other["mean"], max(entry["deviation"] or 0.0 for entry in (same, other))
     if same["n"] < 2:
         holds = "one pair is too few for a verdict"
@@ -202,7 +206,6 @@ def claim_5(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
     prefix = "" if scale == "full" else "laptop: "
     found.remarks.append(f"{prefix}FF8-R8 {same['mean']:.3f}, FF8-FF4 {other['mean']:.3f}: {holds} (n={same['n']}).")
     found.ours = found.ours or f"{prefix}{same['mean']:.3f} against {other['mean']:.3f} (n={same['n']}); {holds}"
-    found.paper = "0.843 against 0.819"
 
 
 def claim_6(found: Section, values: dict[str, Any], evidence: Evidence, scale: str) -> None:
