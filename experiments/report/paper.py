@@ -9,7 +9,7 @@ TABLE_1 = {  # data: net: (test accuracy in percent, standard error, parameters 
 }
 TABLE_2 = {  # depth: percent of small mazes solved
     "recurrent": {8: 75.07, 12: 90.41, 16: 94.70, 20: 95.19},
-    "feed_forward": {8: 75.59, 12: 90.58, 16: 93.84, 20: 95.00},
+    "feed-forward": {8: 75.59, 12: 90.58, 16: 93.84, 20: 95.00},
 }
 PROBES = {  # table: net: (train, test) in percent after each module or iteration
     "T3": {

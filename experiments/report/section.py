@@ -8,6 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+PAPERS_RECIPE = "the paper's recipe"
+LAPTOP_RECIPES = {  # by whether the data are mazes
+    False: "digits, 20 epochs of AdamW",
+    True: "mazes at one pixel per unit, width 32, 800 steps of AdamW",
+}
+
 
 @dataclass
 class Grid:
@@ -76,6 +82,19 @@ def statistic(values: pd.Series, digits: int = 2) -> str:
     return f"{mean} ± {values.sem(ddof=1):.{digits}f} (n={count})" if count > 1 else f"{mean} (n=1)"
 
 
+def gap_error(one: pd.Series, other: pd.Series) -> float:
+    """Standard error of the difference of two means; 0 where a group has one run."""
+    return float((one.sem(ddof=1) ** 2 + other.sem(ddof=1) ** 2) ** 0.5) if min(len(one), len(other)) > 1 else 0.0
+
+
+def difference(one: pd.Series, other: pd.Series) -> str:
+    """one - other ± standard error, as far as there is any."""
+    if not len(one) or not len(other):
+        return "–"
+    error = f" ± {gap_error(one, other):.2f}" if min(len(one), len(other)) > 1 else ""
+    return f"{one.mean() - other.mean():+.2f}{error}"
+
+
 def sources(runs: pd.DataFrame) -> list[str]:
     """Device, backend, commits and days of some runs, one line per device."""
     lines = []
@@ -100,7 +119,6 @@ def setting(scale: str, schedule: float, runs: pd.DataFrame) -> str:
 
 def _recipe(scale: str, schedule: float, runs: pd.DataFrame) -> str:
     if scale == "full":
-        return "the paper's recipe" if schedule == 1 else f"schedule × {schedule:g}"
-    if set(runs["data"]) == {"mazes"}:
-        return "laptop scale: one pixel per unit, width 32, 800 steps of AdamW"
-    return "laptop scale: digits, 20 epochs of AdamW"
+        return PAPERS_RECIPE if schedule == 1 else f"schedule × {schedule:g}"
+    kinds = {name == "mazes" for name in runs["data"]}
+    return "laptop scale: " + "; ".join(text for mazes, text in LAPTOP_RECIPES.items() if mazes in kinds)

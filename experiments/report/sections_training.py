@@ -12,10 +12,17 @@ import pandas as pd
 from experiments.configs import EXPERIMENTS
 from experiments.estimate import RATES, estimate
 from experiments.report import paper, pictures
-from experiments.report.section import Grid, Section, setting, sources, statistic
-from experiments.settings import LABELS, Run, as_dict, differences
-
-KINDS = {True: "recurrent", False: "feed_forward"}
+from experiments.report.section import (
+    PAPERS_RECIPE,
+    Grid,
+    Section,
+    difference,
+    gap_error,
+    setting,
+    sources,
+    statistic,
+)
+from experiments.settings import DEPTHS, LABELS, Run, as_dict, differences
 
 
 class Evidence(NamedTuple):
@@ -93,9 +100,6 @@ def section(name: str, evidence: Evidence) -> Section:
     entry = EXPERIMENTS[name]
     found = Section(name, entry.title, paper.CLAIMS[name], missing=missing(name, evidence))
     for scale, schedule, runs in evidence.of(name):
-        changed = runs["changed"].iloc[0]
-        if changed:
-            found.remarks.append(f"The next {len(runs)} runs were made with {changed}.")
         BUILDERS[name](found, runs, evidence, scale, schedule)
         found.sources += sources(runs)
     return found
@@ -109,22 +113,16 @@ def table_1(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
         printed = paper.TABLE_1.get(name, {}).get("ResNet-18" if family == "resnet18" else "recurrent")
         compared = scale == "full" and printed is not None and (recurrent or family == "resnet18")
         theirs = f"{printed[0]:.2f} ± {printed[1]:.2f} ({printed[2]})" if compared and printed else "–"
-        difference = f"{part['test_accuracy'].mean() - printed[0]:+.2f}" if compared and printed else "–"
-        rows.append(
-            [name, net, statistic(part["test_accuracy"]), theirs, difference, f"{part['parameters'].iloc[0]:,}"]
-        )
-    note = "The paper does not say the recurrent nets' depth; 15 is the deepest that rounds to both printed parameter counts."
-    found.grids.append(
-        Grid(
-            ["data", f"net ({setting(scale, schedule, runs)})", "test %", "paper", "difference", "parameters"],
-            rows,
-            note,
-        )
+        gap = f"{part['test_accuracy'].mean() - printed[0]:+.2f}" if compared and printed else "–"
+        rows.append([name, net, statistic(part["test_accuracy"]), theirs, gap, f"{part['parameters'].iloc[0]:,}"])
+    note = (
+        f"Runs: {setting(scale, schedule, runs)}. The paper does not say the recurrent nets' depth; 15 is the deepest that "
+        f"rounds to both printed parameter counts."
     )
-    if scale == "full":
-        found.ours = "; ".join(
-            f"{row[0]} {row[1]}: {row[2]}" for row in rows if row[1] in ("recurrent 15", "ResNet-18")
-        )
+    found.grids.append(Grid(["data", "net", "test %", "paper", "difference", "parameters"], rows, note))
+    main = [f"{row[0]} {row[1]}: {row[2]}" for row in rows if row[1] in ("recurrent 15", "ResNet-18")]
+    if scale == "full" and main:
+        _headline(found, "; ".join(main), scale, schedule, runs)
 
 
 def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
@@ -132,16 +130,27 @@ def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
         rows = []
         for depth, part in chosen.groupby("depth"):
             row = [str(depth)]
-            for recurrent, kind in KINDS.items():
-                values = part[part["recurrent"] == recurrent]["test_accuracy"]
+            for kind, values in zip(pictures.KINDS.values(), _twins(part, "test_accuracy"), strict=True):
                 theirs = paper.TABLE_2[kind].get(int(depth))  # type: ignore[call-overload]
                 row += [statistic(values), f"{theirs}" if theirs else "–"]
                 row.append(f"{values.mean() - theirs:+.2f}" if theirs and len(values) else "–")
-            rows.append(row)
-        headings = ["depth", "recurrent %", "paper", "difference", "feed-forward %", "paper", "difference"]
-        found.grids.append(Grid(headings, rows, f"Dilation variant {dilation}; {setting(scale, schedule, runs)}."))
+            rows.append(row + _without_mask(part))
+        headings = [
+            "depth",
+            "recurrent %",
+            "paper",
+            "difference",
+            "feed-forward %",
+            "paper",
+            "difference",
+            *WITHOUT_MASK,
+        ]
+        found.grids.append(
+            Grid(headings[: len(rows[0])], rows, f"Dilation variant {dilation}; {setting(scale, schedule, runs)}.")
+        )
         if dilation == "A":
-            found.ours = found.ours or "; ".join(f"depth {row[0]}: R {row[1]}, FF {row[4]}" for row in rows)
+            text = "; ".join(f"depth {row[0]}: R {row[1]}, FF {row[4]}" for row in rows)
+            _headline(found, text, scale, schedule, runs)
 
 
 def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
@@ -154,36 +163,80 @@ def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str,
     label = "% of mazes solved" if by == "cells" else "test accuracy, %"
     pictures.accuracy_against_depth(evidence.pictures / picture, runs, by, label)
     found.pictures.append(picture)
-    verdicts = []
+    verdicts: list[str] = []
     for panel, chosen in runs.groupby(by):
         panel_name = pictures.DATA_NAMES.get(str(panel), str(panel))
         rows = []
         for depth, part in chosen.groupby("depth"):
-            r, f = (part[part["recurrent"] == kind]["test_accuracy"] for kind in (True, False))
-            gap = r.mean() - f.mean() if len(r) and len(f) else float("nan")
-            error = (r.sem(ddof=1) ** 2 + f.sem(ddof=1) ** 2) ** 0.5 if len(r) > 1 and len(f) > 1 else float("nan")
-            alike = "" if pd.isna(gap) else "yes" if abs(gap) <= 1 or abs(gap) <= 2 * error else "no"
-            verdicts += [alike == "yes"] if alike else []
-            gap_text = "–" if pd.isna(gap) else f"{gap:+.2f}"
-            rows.append([str(depth), statistic(r), statistic(f), gap_text, alike])
-        note = f"{panel_name}; {setting(scale, schedule, runs)}. Alike: within 1 point or 2 standard errors."
-        found.grids.append(Grid(["depth", "recurrent %", "feed-forward %", "difference", "alike"], rows, note))
-        found.remarks += _trend(chosen, panel_name)
-    if verdicts:
-        if scale == "laptop":
-            found.remarks.append(
-                "With one iteration the recurrent net is the feed-forward one: equal seeds give equal numbers."
-            )
-        found.remarks.append(
-            f"Recurrent and feed-forward are alike at {sum(verdicts)} of {len(verdicts)} depths ({setting(scale, schedule, runs)})."
+            r, f = _twins(part, "test_accuracy")
+            verdict = _verdict(r, f, _iterations(part))
+            verdicts += [verdict] if verdict else []
+            rows.append([str(depth), statistic(r), statistic(f), difference(r, f), verdict, *_without_mask(part)])
+        note = (
+            f"{panel_name}; {setting(scale, schedule, runs)}. Alike: within 1 point, or else within 2 standard errors."
         )
-        prefix = "" if scale == "full" and schedule == 1 else f"{setting(scale, schedule, runs)}: "
-        verdict = f"alike at {sum(verdicts)} of {len(verdicts)} depths"
-        found.ours = found.ours or f"{prefix}{verdict} (n ≤ {runs['seed'].nunique()})"
-    else:
-        found.ours = found.ours or f"{len(runs)} runs, no pair yet"
+        headings = ["depth", "recurrent %", "feed-forward %", "difference", "alike", *WITHOUT_MASK]
+        found.grids.append(Grid(headings[: len(rows[0])], rows, note))
+        found.remarks += _trend(chosen, panel_name)
+    if SAME_NET in verdicts:
+        found.remarks.append(
+            "With one iteration the recurrent net is the feed-forward one: those pairs are not counted."
+        )
+    verdict = _counted(verdicts, int(runs["seed"].nunique()))
+    found.remarks.append(f"Recurrent and feed-forward: {verdict or 'no pair yet'} ({setting(scale, schedule, runs)}).")
+    _headline(found, verdict or f"{len(runs)} runs, no pair yet", scale, schedule, runs)
     if by == "cells":
         found.remarks += _sizes(runs)
+
+
+YES, BY_ERROR, NO, SAME_NET = "yes", "by the error", "no", "same net"
+WITHOUT_MASK = ["recurrent %, walls not forced to 0", "feed-forward %, walls not forced to 0"]
+
+
+def _twins(part: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
+    """That column of the recurrent runs and of the feed-forward ones."""
+    return part[part["recurrent"]][column], part[~part["recurrent"].astype(bool)][column]
+
+
+def _without_mask(part: pd.DataFrame) -> list[str]:
+    """The cells of WITHOUT_MASK, where the runs are recorded with that."""
+    column = "test_accuracy_unmasked"
+    if column not in part or part[column].isna().all():
+        return []
+    return [statistic(values) for values in _twins(part, column)]
+
+
+def _iterations(part: pd.DataFrame) -> int:
+    outside, per_iteration = DEPTHS[part["family"].iloc[0]]
+    return (int(part["depth"].iloc[0]) - outside) // per_iteration
+
+
+def _verdict(r: pd.Series, f: pd.Series, iterations: int) -> str:
+    """Whether two groups of runs are alike; nothing where one is empty."""
+    if not len(r) or not len(f):
+        return ""
+    if iterations == 1:
+        return SAME_NET
+    gap = abs(r.mean() - f.mean())
+    return YES if gap <= 1 else BY_ERROR if gap <= 2 * gap_error(r, f) else NO
+
+
+def _counted(verdicts: list[str], seeds: int) -> str:
+    """How many of the pairs are alike, and how many of those only because few runs make the error wide."""
+    counted = [verdict for verdict in verdicts if verdict != SAME_NET]
+    if not counted:
+        return ""
+    if seeds == 1:
+        return f"{len(counted)} depths with one run of each net, too few for a verdict"
+    by_error = counted.count(BY_ERROR)
+    alike = f"alike at {counted.count(YES) + by_error} of {len(counted)} depths"
+    return alike + (f", at {by_error} of them by the standard error alone" if by_error else "") + f" (n ≤ {seeds})"
+
+
+def _headline(found: Section, text: str, scale: str, schedule: float, runs: pd.DataFrame) -> None:
+    """What the summary shows: of the first group of runs, with its recipe unless that is the paper's."""
+    recipe = setting(scale, schedule, runs)
+    found.ours = found.ours or (text if recipe == PAPERS_RECIPE else f"{recipe}: {text}")
 
 
 def _panel(row: Any, several: bool) -> str:
@@ -220,10 +273,11 @@ def claim_4(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
     for sharing, part in runs.groupby("sharing"):
         theirs = paper.CLAIM_4.get("none" if sharing == "none" else "shared")
         count = f"{part['parameters'].iloc[0]:,}"
-        difference = f"{part['test_accuracy'].mean() - float(theirs or 0):+.2f}"
-        rows.append([str(sharing), count, statistic(part["test_accuracy"]), str(theirs), difference])
-    found.grids.append(Grid(["sharing", "parameters", "test %", "paper", "difference"], rows))
-    found.ours = "; ".join(f"{row[0]}: {row[2]}" for row in rows)
+        gap = f"{part['test_accuracy'].mean() - float(theirs or 0):+.2f}"
+        rows.append([str(sharing), count, statistic(part["test_accuracy"]), str(theirs), gap])
+    note = f"Runs: {setting(scale, schedule, runs)}."
+    found.grids.append(Grid(["sharing", "parameters", "test %", "paper", "difference"], rows, note))
+    _headline(found, "; ".join(f"{row[0]}: {row[2]}" for row in rows), scale, schedule, runs)
 
 
 def claim_9(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
@@ -231,13 +285,13 @@ def claim_9(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
     for (depth, recurrent), part in runs.groupby(["depth", "recurrent"]):
         dilated, plain = (part[part["dilation"] == kind]["test_accuracy"] for kind in ("A", "none"))
         if len(dilated) and len(plain):
-            gain = f"{dilated.mean() - plain.mean():+.2f}"
+            gain = difference(dilated, plain)
             rows.append([str(depth), pictures.KINDS[bool(recurrent)], statistic(dilated), statistic(plain), gain])
     if rows:
-        found.grids.append(
-            Grid(["depth", "net", "dilated %", "undilated %", "gain"], rows, setting(scale, schedule, runs))
-        )
-        found.ours = "gain " + ", ".join(f"{row[4]} (depth {row[0]}, {row[1]})" for row in rows)
+        note = f"Runs: {setting(scale, schedule, runs)}."
+        found.grids.append(Grid(["depth", "net", "dilated %", "undilated %", "gain"], rows, note))
+        text = "gain " + ", ".join(f"{row[4]} (depth {row[0]}, {row[1]})" for row in rows)
+        _headline(found, text, scale, schedule, runs)
 
 
 def claim_10(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
@@ -245,10 +299,10 @@ def claim_10(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str,
     for (home, source), part in runs.groupby(["home", "source"]):
         hours = part["seconds"] / 3600
         rows.append([str(home), str(source), str(len(part)), f"{hours.mean():.3g}", f"{hours.sum():.3g}"])
-    note = "The paper's recipe." if scale == "full" else "Laptop scale."
+    note = f"Runs: {setting(scale, schedule, runs)}."
     found.grids.append(Grid(["experiment", "device", "runs", "hours per run", "hours"], rows, note))
     if scale == "full":
-        found.ours = f"{runs['seconds'].sum() / 3600:.3g} h for {len(runs)} runs"
+        _headline(found, f"{runs['seconds'].sum() / 3600:.3g} h for {len(runs)} runs", scale, schedule, runs)
 
 
 BUILDERS = dict.fromkeys(("F2", "F2a", "F2b", "F2b-wide", "F2c", "F2d", "F5", "F5-adam", "T1-depths"), figure_2)
