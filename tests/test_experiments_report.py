@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from experiments import records
+from experiments import records, report
+from experiments.analysis.halting import MODES
 from experiments.cli import main
 from experiments.configs import EXPERIMENTS, experiment
-from experiments.report import BEGIN, END, write
-from experiments.report.section import Section
-from experiments.report.sections_analysis import claim_5
-from experiments.report.sections_training import BUILDERS
+from experiments.report import BEGIN, END, pictures, write
+from experiments.report.section import Section, frame
+from experiments.report.sections_analysis import claim_5, halting, neurons, visualisation
+from experiments.report.sections_training import BUILDERS, Evidence
 from experiments.settings import Run, as_dict
 
 pytest.importorskip("sklearn")
@@ -116,82 +117,127 @@ def test_a_part_of_claim_5_gives_no_verdict() -> None:
     assert [row[0] for row in found.grids[0].rows] == ["FF8-R8", "FF7-R7"]
 
 
-def part_of(text: str, name: str) -> str:
-    return text.split(f"## {name}: ")[1].split("\n## ")[0]
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("accuracy_against_depth", "active_neurons", "test_time_iterations"):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
 
 
-def row_of(text: str, name: str) -> str:
-    return next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+def section_of(name: str, results: list[dict[str, Any]]) -> Section:
+    """A preset's part of the report on those runs, without analyses."""
+    return report._section(name, Evidence(frame(results), {}, Path("unused")))
 
 
-def test_the_papers_recipe_makes_the_headline(tmp_path: Path) -> None:
-    """Runs with another schedule or an override come after it, in tables whose notes say so."""
-    for name in ("T1", "T2", "C4", "F2c"):
-        for run in experiment(name).runs():
-            records.add_run(result(run, 80.0), tmp_path)
-            quarter = run.replaced(schedule=0.25, train=run.train.scaled(0.25))
-            records.add_run(result(quarter, 40.0), tmp_path)
-            records.add_run(result(run.replaced(train=run.train.replaced(dtype="bfloat16", lr=7.0)), 20.0), tmp_path)
-    text = write(tmp_path, None)[0].read_text()
-    for name, row in (("T1", "recurrent 15"), ("T2", "| 8 |"), ("C4", "| none |")):
-        ours = row_of(text, name).split(" | ")[3]
-        assert "80.00" in ours and "40.00" not in ours and "20.00" not in ours, ours
-        tables = [entry for entry in part_of(text, name).split("\n\n") if entry.startswith("| ")]
-        assert sum(row in table for table in tables) >= 3
-        notes = part_of(text, name)
-        assert "schedule × 0.25" in notes and "the paper's recipe, with train." in notes and "next" not in notes
-    hours = row_of(text, "C10").split(" | ")[3]
-    assert (
-        hours
-        == f"{sum(run.home in ('T1', 'T2', 'F2c') for run in experiment('C10').runs())} h for "
-        + hours.split(" h for ")[1]
-    )
-    assert "Runs: schedule × 0.25." in part_of(text, "C10")
+def quarter(run: Run) -> Run:
+    return run.replaced(schedule=0.25, train=run.train.scaled(0.25))
 
 
-@pytest.mark.parametrize("name", ["T1", "T2", "C4", "C9", "C10"])
-def test_other_recipes_are_named_in_the_headline(name: str, tmp_path: Path) -> None:
-    for run in experiment(name).runs():
-        records.add_run(result(run.replaced(schedule=0.25, train=run.train.scaled(0.25)), 40.0), tmp_path)
-    assert row_of(write(tmp_path, None)[0].read_text(), name).split(" | ")[3].startswith("schedule × 0.25: ")
+@pytest.mark.parametrize("name", ["T1", "T2", "C4", "F2d", "C9", "C10"])
+def test_the_papers_recipe_makes_the_headline(name: str, undrawn: None) -> None:
+    """Runs with another schedule or an override come after it, in tables whose notes say so; alone, they are named."""
+    results, others = [], []
+    runs = experiment(name).runs() if name != "C10" else experiment("T2").runs()
+    for run in runs:
+        results.append(result(run, 80.0 + 5 * (run.model.dilation == "A"), seconds=3600.0))
+        others.append(result(quarter(run), 40.0 + 7 * (run.model.dilation == "A"), seconds=7200.0))
+        changed = run.replaced(train=run.train.replaced(dtype="float32", lr=7.0))
+        results.append(result(changed, 20.0, seconds=7200.0))
+    found = section_of(name, results + others)
+    headline = {"C10": "32 h for 32 runs", "C9": "gain +5.00", "T2": "depth 8: R 85.00", "C4": "none: 80.00"}
+    headline |= {"T1": "CIFAR-10 recurrent 15: 80.00", "F2d": "3 depths with one run"}
+    assert found.ours.startswith(headline[name])
+    notes = [grid.note for grid in found.grids]
+    for words in ("the paper's recipe", "schedule × 0.25", "train.lr: 7.0, not "):
+        assert any(words in note for note in notes), (words, notes)
+    assert not any("next" in remark for remark in found.remarks)
+    assert section_of(name, others).ours.startswith("schedule × 0.25: ")
 
 
-def test_pairs_of_one_iteration_do_not_count_as_alike(tmp_path: Path) -> None:
+def test_pairs_of_one_iteration_do_not_count_as_alike(undrawn: None) -> None:
     """Depth 8 is one net; 12 is alike; 16 only because two runs lie far apart; 20 is not alike."""
     values = {8: (50.0, 50.0), 12: (60.0, 60.5), 16: (70.0, 75.0), 20: (80.0, 90.0)}
+    results = []
     for run in experiment("F5").runs_at("laptop"):
         if run.data.cells == 5 and run.model.depth <= 20:
             spread = 10.0 if run.model.depth == 16 and run.model.recurrent else 0.1
             accuracy = values[run.model.depth][not run.model.recurrent] + spread * run.seed
-            more = {"test_accuracy_unmasked": accuracy - 33}
-            found = result(run, accuracy)
-            records.add_run({**found, "metrics": {**found["metrics"], **more}}, tmp_path)
-    text = write(tmp_path, None)[0].read_text()
-    assert "alike at 2 of 3 depths, at 1 of them by the standard error alone (n ≤ 2)" in row_of(text, "F5")
-    part = part_of(text, "F5")
-    assert [
-        line.split(" | ")[4] for line in part.splitlines() if line.startswith(("| 8 ", "| 12 ", "| 16 ", "| 20 "))
-    ] == [
-        "same net",
-        "yes",
-        "by the error",
-        "no",
-    ]
-    assert "| 27.05 ± 0.05 (n=2) | 27.55 ± 0.05 (n=2) |" in part  # depth 12, walls not forced to 0
-    assert "those pairs are not counted" in part
+            results.append(result(run, accuracy))
+            results[-1]["metrics"]["test_accuracy_unmasked"] = accuracy - 33
+    found = section_of("F5", results)
+    assert "alike at 2 of 3 depths, at 1 of them by the standard error alone (n ≤ 2)" in found.ours
+    assert [row[4] for row in found.grids[0].rows] == ["same net", "yes", "by the error", "no"]
+    assert found.grids[0].rows[1][5:] == ["27.05 ± 0.05 (n=2)", "27.55 ± 0.05 (n=2)"]  # walls not forced to 0
+    assert any("those pairs are not counted" in remark for remark in found.remarks)
 
 
-def test_one_run_of_each_net_is_no_verdict(tmp_path: Path) -> None:
-    for run in experiment("T1-depths").runs_at("laptop"):
-        if run.seed == 0 and run.model.depth == 19:
-            records.add_run(result(run, 99.0), tmp_path)
-    text = write(tmp_path, None)[0].read_text()
-    assert "1 depths with one run of each net, too few for a verdict" in row_of(text, "T1-depths")
-    assert "pairs are not counted" not in part_of(text, "T1-depths")
+def test_one_run_of_each_net_is_no_verdict(undrawn: None) -> None:
+    runs = [run for run in experiment("T1-depths").runs_at("laptop") if run.seed == 0 and run.model.depth == 19]
+    found = section_of("T1-depths", [result(run, 99.0) for run in runs])
+    assert found.ours.endswith("1 depths with one run of each net, too few for a verdict")
+    assert not any("pairs are not counted" in remark for remark in found.remarks)
 
 
-def test_a_gain_has_its_error(tmp_path: Path) -> None:
-    for run in experiment("C9").runs():
-        records.add_run(result(run, (70.0 if run.model.dilation == "A" else 60.0) + run.seed), tmp_path)
+def test_a_gain_has_its_error(undrawn: None) -> None:
+    results = [result(run, (70.0 if run.model.dilation == "A" else 60.0) + run.seed) for run in experiment("C9").runs()]
     error = math.sqrt(1 / 3 + 0.5 / 2)  # seeds 0, 1, 2 against seeds 0, 1
-    assert f"+10.50 ± {error:.2f}" in part_of(write(tmp_path, None)[0].read_text(), "C9")
+    assert section_of("C9", results).grids[0].rows[0][4] == f"+10.50 ± {error:.2f}"
+
+
+def test_pairs_of_nets_are_called_what_they_are() -> None:
+    found = Section("C5", "", "")
+    values = {
+        "FF8-R8": similarity(0.9),
+        "FF8-FF4": similarity(0.8),
+        "R8-R4": similarity(0.7),
+        "R8-FF4": similarity(0.7),
+    }
+    claim_5(found, {"images": 7, **values}, None, "full")  # type: ignore[arg-type]
+    assert found.ours == "0.900 against 0.800 (9 pairs of 3 + 3 nets); the paper's order shows"
+    assert any("R8-R4 and R8-FF4 are equal to every digit" in remark for remark in found.remarks)
+    assert any("begin training with the same stem and head" in remark for remark in found.remarks)
+
+
+def test_the_number_of_images_is_said(undrawn: None) -> None:
+    net = {
+        "seed": 0,
+        "bins": 2,
+        "histograms": [[1, 2]],
+        "pairs": 360 * 32,
+        "pairs_never_active": 0,
+        "channels": 32,
+        "share_of_pairs_active_twice": 1.0,
+        "channels_active_twice": 3,
+        "mean_ratio_elsewhere": 0.5,
+    }
+    found = Section("F9", "", "")
+    nets = [{**net, "distance_to_trained": distance} for distance in (0.1, 0.2, 0.6)]
+    evidence = Evidence(frame([]), {}, Path("unused"))
+    neurons(found, {"nets": nets}, evidence, "full")
+    halted = {"accuracy": dict.fromkeys(MODES, 1.0), "iterations": dict.fromkeys(MODES, 1.0), "images": 500}
+    halting(found, {"nets": [{**halted, "cells": 5, "depth": 8, "seed": 0}]}, evidence, "laptop")
+    assert found.ours == "total variation to trained 0.300 ± 0.153 (n=3)"
+    assert found.grids[0].note.startswith("360 test images.") and "first 500 test mazes" in found.grids[1].note
+    shown = Section("F8", "", "")
+    nets = [{"kind": "recurrent", "picture": "p.png", "high_frequency": {"stem": 0.5}}]
+    visualisation(shown, {"steps": 9, "batch": 12, "nets": nets}, evidence, "laptop")
+    assert "12 images at once" in shown.grids[0].note and "The paper has 64" in shown.grids[0].note
+
+
+def test_runs_of_no_preset_are_named(tmp_path: Path) -> None:
+    run = experiment("F2a").runs()[0]
+    known, other = run.replaced(seed=1), run.replaced(seed=9)
+    for one in (known, other):
+        records.add_run(result(one, 50.0), tmp_path)
+    for file in write(tmp_path, None)[:2]:
+        text = file.read_text()
+        assert (
+            f"1 recorded runs belong to no preset and stand in no table: {other.title} (F2a, full, {other.key})" in text
+        )
+
+
+def test_what_is_missing_counts_analyses_and_laptop_runs() -> None:
+    done = [result(run, 50.0) for run in experiment("F6").runs()]
+    some = [result(run, 50.0) for run in experiment("C5").runs_at("laptop")[:5]]
+    assert "not analysed: the 1 runs at the paper's own size are recorded" in section_of("F6", done).missing
+    assert "at laptop scale 5 of 18 runs are recorded" in section_of("C5", some).missing
+    assert "at laptop scale" not in section_of("F10", some).missing

@@ -56,7 +56,7 @@ def summary(counts: Tensor) -> dict[str, Any]:
 
 
 def measure(net: DepthNet, run: Run, place: Place, scale: str) -> dict[str, Any]:
-    """The summary over 1,000 test images, drawn once with seed 0."""
+    """The summary over 1,000 test images, drawn once with seed 0; over all where there are fewer."""
     source = open_source(run.data, place.where)
     parts, images = [], IMAGES if scale != "smoke" else 50
     chosen = torch.randperm(source.test_size, generator=torch.Generator().manual_seed(0))[:images].sort().values

@@ -30,9 +30,10 @@ def write(results: Path, readme: Path | None) -> list[Path]:
     """Writes the report into `results` and the table into `readme`; the paths written."""
     evidence = Evidence(frame(records.runs(results)), records.analyses(results), results / "pictures")
     sections = [_section(name, evidence) for name in EXPERIMENTS]
+    strays = evidence.strays()
     written = [results / "REPORT.md", results / "report.html"]
-    write_atomic(written[0], lambda file: file.write(_markdown(sections).encode()))
-    write_atomic(written[1], lambda file: file.write(_html(sections, results / "pictures").encode()))
+    write_atomic(written[0], lambda file: file.write(_markdown(sections, strays).encode()))
+    write_atomic(written[1], lambda file: file.write(_html(sections, strays, results / "pictures").encode()))
     if readme is not None:
         before, _, rest = readme.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
@@ -64,7 +65,7 @@ def _summary(sections: list[Section]) -> str:
     return "\n".join(lines)
 
 
-def _markdown(sections: list[Section]) -> str:
+def _markdown(sections: list[Section], strays: list[str]) -> str:
     lines = [
         "# Report",
         "",
@@ -73,6 +74,8 @@ def _markdown(sections: list[Section]) -> str:
         "",
         _summary(sections),
     ]
+    if strays:
+        lines += ["", f"{len(strays)} recorded runs belong to no preset and stand in no table: {'; '.join(strays)}."]
     for section in sections:
         lines += ["", f"## {section.name}: {section.title}", "", f"Paper: {section.claim}", "", f"`{section.command}`"]
         for picture in section.pictures:
@@ -87,7 +90,7 @@ def _markdown(sections: list[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _html(sections: list[Section], pictures: Path) -> str:
+def _html(sections: list[Section], strays: list[str], pictures: Path) -> str:
     import jinja2
 
     def inlined(name: str) -> str:
@@ -95,4 +98,4 @@ def _html(sections: list[Section], pictures: Path) -> str:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.jinja").render(sections=sections, inlined=inlined)
+    return environment.get_template("report.html.jinja").render(sections=sections, strays=strays, inlined=inlined)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import pandas as pd
 
 from experiments.configs import EXPERIMENTS
 from experiments.report import paper, pictures
-from experiments.report.section import Grid, Section, analysis_source
+from experiments.report.section import Grid, Section, analysis_source, statistic
 from experiments.report.sections_training import Evidence, missing
 
 LAPTOP = "laptop scale: digits, 20 epochs of AdamW; not comparable with the paper's numbers"
@@ -124,15 +127,13 @@ def neurons(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
         "% of pairs never active",
     ]
     headings += ["distance to trained"] if "distance_to_trained" in values["nets"][0] else []
-    note = "Pairs: image and filter. Elsewhere: on iterations other than the most active."
+    images = values["nets"][0]["pairs"] // values["nets"][0]["channels"]
+    note = f"{images:,} test images. Pairs: image and filter. Elsewhere: on iterations other than the most active."
     found.grids.append(Grid(headings, rows, note if scale == "full" else f"{note} {LAPTOP}."))
     prefix = "" if scale == "full" else "laptop: "
     if "distance_to_trained" in values["nets"][0]:
-        distances = [net["distance_to_trained"] for net in values["nets"]]
-        found.ours = (
-            found.ours
-            or f"{prefix}total variation to trained {sum(distances) / len(distances):.3f} (n={len(distances)})"
-        )
+        distances = pd.Series([net["distance_to_trained"] for net in values["nets"]])
+        found.ours = found.ours or f"{prefix}total variation to trained {statistic(distances, 3)}"
     else:
         shares = [100 * net["share_of_pairs_active_twice"] for net in values["nets"]]
         found.ours = (
@@ -146,8 +147,12 @@ def visualisation(found: Section, values: dict[str, Any], evidence: Evidence, sc
     found.pictures += [net["picture"].removesuffix(".png") for net in values["nets"]]
     layers = list(values["nets"][0]["high_frequency"])
     rows = [[net["kind"], *(f"{100 * net['high_frequency'][layer]:.1f}" for layer in layers)] for net in values["nets"]]
-    note = f"Energy beyond half the highest frequency, %; {values['steps']} steps. Rows of the pictures: layers from the stem on."
-    found.grids.append(Grid(["net", *layers], rows, note if scale == "full" else f"{note} {LAPTOP}."))
+    note = (
+        f"Energy beyond half the highest frequency, %; {values['batch']} images at once, {values['steps']} steps. "
+        f"Rows of the pictures: layers from the stem on."
+    )
+    smaller = f"{note} The paper has 64 images at once. {LAPTOP}."
+    found.grids.append(Grid(["net", *layers], rows, note if scale == "full" else smaller))
     found.ours = found.ours or ("pictures" if scale == "full" else "laptop: pictures")
     found.paper = "pictures only"
 
@@ -185,16 +190,27 @@ def claim_5(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
             theirs = paper.CLAIM_5.get(name) if scale == "full" and measure == "penultimate biased" else None
             compared = ["–", "–"] if theirs is None else [f"{theirs}", f"{found_value['mean'] - theirs:+.3f}"]
             rows.append([name, measure, f"{found_value['mean']:.3f}", spread, str(found_value["n"]), *compared])
-    note = f"{values['images']} test images, float64. Deviation over pairs of seeds." + (
-        "" if scale == "full" else f" {LAPTOP}."
+    note = (
+        f"{values['images']} test images, float64. Deviation over n pairs of nets, which share nets: of s seeds s × s pairs."
+        + ("" if scale == "full" else f" {LAPTOP}.")
     )
     found.grids.append(Grid(["pair", "layer and form", "CKA", "deviation", "n", "paper", "difference"], rows, note))
+    found.remarks.append(
+        "Pairs of equal seeds, s of the s × s, begin training with the same stem and head: the nets are built in that order."
+    )
+    for depth in (8, 7):
+        if f"R{depth}-R4" in pairs and pairs[f"R{depth}-R4"] == pairs.get(f"R{depth}-FF4"):
+            found.remarks.append(
+                f"R{depth}-R4 and R{depth}-FF4 are equal to every digit: with one iteration and one recipe R4 and FF4 are "
+                f"the same net."
+            )
     found.paper = "0.843 against 0.819"
     if not pairs.keys() >= paper.CLAIM_5.keys():
         found.remarks.append(f"No verdict: the pairs {' and '.join(paper.CLAIM_5)} are not both there.")
         return
     same, other = (pairs[name]["penultimate biased"] for name in paper.CLAIM_5)
     gap, spread = same["mean"] - other["mean"], max(entry["deviation"] or 0.0 for entry in (same, other))
+    of = f"{same['n']} pairs of {math.isqrt(same['n'])} + {math.isqrt(other['n'])} nets"
     if same["n"] < 2:
         holds = "one pair is too few for a verdict"
     else:
@@ -204,8 +220,8 @@ def claim_5(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
             else "the paper's order does not show beyond the spread over seeds"
         )
     prefix = "" if scale == "full" else "laptop: "
-    found.remarks.append(f"{prefix}FF8-R8 {same['mean']:.3f}, FF8-FF4 {other['mean']:.3f}: {holds} (n={same['n']}).")
-    found.ours = found.ours or f"{prefix}{same['mean']:.3f} against {other['mean']:.3f} (n={same['n']}); {holds}"
+    found.remarks.append(f"{prefix}FF8-R8 {same['mean']:.3f}, FF8-FF4 {other['mean']:.3f}: {holds} ({of}).")
+    found.ours = found.ours or f"{prefix}{same['mean']:.3f} against {other['mean']:.3f} ({of}); {holds}"
 
 
 def claim_6(found: Section, values: dict[str, Any], evidence: Evidence, scale: str) -> None:
@@ -293,7 +309,11 @@ def halting(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
             for mode in ("default", "agreement", "max_confidence")
         ]
         rows.append([str(net["cells"]), str(net["depth"]), str(net["seed"]), *modes])
-    note = "% solved (iterations taken on average) of the recurrent nets."
+    images = max(net["images"] for net in values["nets"])
+    note = (
+        f"% solved (iterations taken on average) of the recurrent nets, on the first {images:,} test mazes; the tables above "
+        f"have all of them."
+    )
     found.grids.append(Grid(["cells", "depth", "seed", "default", "agreement", "maximum confidence"], rows, note))
 
 

@@ -22,7 +22,7 @@ from experiments.report.section import (
     sources,
     statistic,
 )
-from experiments.settings import DEPTHS, LABELS, Run, as_dict, differences
+from experiments.settings import DEPTHS, LABELS, Run, SettingsError, as_dict, differences, from_dict
 
 
 class Evidence(NamedTuple):
@@ -48,6 +48,16 @@ class Evidence(NamedTuple):
                 groups = pd.DataFrame(rows).groupby(["schedule", "changed"])
                 for (schedule, _), part in sorted(groups, key=lambda pair: (-float(pair[0][0]), pair[0][1])):
                     yield scale, float(schedule), part
+
+    def strays(self) -> list[str]:
+        """The recorded runs that no preset holds, because an override made other nets or data of them."""
+        if self.runs.empty:
+            return []
+        shown = {key for name in EXPERIMENTS for *_, part in self.of(name) for key in part["key"]}
+        left = self.runs[~self.runs["key"].isin(shown)]
+        return [
+            f"{from_dict(Run, row.settings).title} ({row.home}, {row.scale}, {row.key})" for row in left.itertuples()
+        ]
 
 
 def _changed(row: dict[str, Any], preset: Run) -> str:
@@ -78,21 +88,33 @@ def _row_kind(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def missing(name: str, evidence: Evidence) -> str:
-    """What of the paper's own runs nobody has run, with what it would take."""
+    """What of the preset nobody has run or analysed, with what it would take."""
     entry = EXPERIMENTS[name]
-    runs = entry.runs()
-    if not runs:
-        return ""
     known = set() if evidence.runs.empty else set(evidence.runs["key"])
-    left = [run for run in runs if run.key not in known]
-    if not left:
-        return ""
-    hours = sum(estimate(run, RATES["cuda"]).hours for run in left)
-    needs = ", ".join(entry.needs_data) + " under --data-root, " if entry.needs_data else ""
-    return (
-        f"not run: {len(left)} of {len(runs)} runs at the paper's own size; needs {needs}about {hours:.3g} h on one GPU "
-        f"(arithmetic at {RATES['cuda'].tflops:g} TFLOP/s, no measurement)"
-    )
+    full, laptop = entry.runs(), entry.runs_at("laptop")
+    left = [run for run in full if run.key not in known]
+    found = []
+    if left:
+        needs = ", ".join(entry.needs_data) + " under --data-root, " if entry.needs_data else ""
+        found.append(
+            f"not run: {len(left)} of {len(full)} runs at the paper's own size; needs {needs}{_hours(left)} on one GPU "
+            f"(arithmetic at {RATES['cuda'].tflops:g} TFLOP/s, no measurement)"
+        )
+    elif full and entry.analysis and (name, "full") not in evidence.analyses:
+        found.append(
+            f"not analysed: the {len(full)} runs at the paper's own size are recorded, what is computed from them is not"
+        )
+    small = [run for run in laptop if run.key in known]
+    if small and len(small) < len(laptop):
+        found.append(f"at laptop scale {len(small)} of {len(laptop)} runs are recorded")
+    return "; ".join(found)
+
+
+def _hours(runs: list[Run]) -> str:
+    try:
+        return f"about {sum(estimate(run, RATES['cuda']).hours for run in runs):.3g} h"
+    except SettingsError:  # its networks are torchvision's, which can't be imported here
+        return "hours that can't be estimated without torchvision"
 
 
 def section(name: str, evidence: Evidence) -> Section:
