@@ -136,7 +136,16 @@ class Training:
             while progress.epoch < run.train.epochs:
                 self._epoch(stop)
             self._save()
-            metrics = self._final_metrics()
+            result = self._finished()
+            (stopping,) = distributed.any_process([bool(stop)], self.world, self.place.device)
+        if stopping:
+            raise Interrupted(f"{run.title} is finished; nothing after it was begun.")
+        return result
+
+    def _finished(self) -> dict[str, Any]:
+        """Tests, and writes the result."""
+        run, progress = self.run, self.progress
+        metrics = self._final_metrics()
         result = {
             "home": run.home,
             "scale": run.scale,

@@ -155,6 +155,21 @@ def test_sigterm_to_the_process_saves_and_stops(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "runs", long).read_tensors(RunFolder(tmp_path / "runs", long).checkpoint)["epoch"] > 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_evaluation_stops_the_sweep(number: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """The run is finished, for its result is near, and the program ends before the next one."""
+    original = Training._final_metrics
+
+    def interrupted_metrics(self: Training) -> dict[str, float]:
+        os.kill(os.getpid(), number)
+        return original(self)
+
+    monkeypatch.setattr(Training, "_final_metrics", interrupted_metrics)
+    with pytest.raises(Interrupted, match="is finished; nothing after it was begun"):
+        train(SMALL, place(tmp_path), World())
+    assert RunFolder(tmp_path / "runs", SMALL).finished() is not None
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(SMALL, place(tmp_path), World())
     monkeypatch.setattr("experiments.engine.open_source", lambda *_: pytest.fail("data was opened"))
@@ -209,6 +224,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:500])
     with pytest.raises(FolderError, match=r"checkpoint\.pt cannot be read .*Remove it to start this run anew"):
         train(SMALL, place(tmp_path), World())
+
+
+def test_a_result_without_its_network_says_what_to_remove(tmp_path: Path) -> None:
+    train(SMALL, place(tmp_path), World())
+    folder = RunFolder(tmp_path / "runs", SMALL)
+    folder.final.unlink()
+    with pytest.raises(FolderError, match=r"final\.pt is gone, .* Remove .*result\.json to train it again"):
+        load(SMALL, place(tmp_path))
+    folder.result.unlink()
+    train(SMALL, place(tmp_path), World())
+    assert not load(SMALL, place(tmp_path)).training
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
