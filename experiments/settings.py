@@ -108,10 +108,17 @@ class Data(Replaceable):
     maze_seed: int = 0
 
     def check(self) -> None:
-        if self.name == "mazes" and not 2 <= self.cells <= (7 if self.canvas else 99):
-            raise SettingsError(f"data.cells must lie between 2 and 7 on a canvas of 32 pixels, got {self.cells}.")
-        if self.name == "mazes" and self.canvas not in (0, 32):
+        if self.name != "mazes":
+            return
+        if self.canvas not in (0, 32):
             raise SettingsError(f"data.canvas must be 32 or 0 (one pixel per unit), got {self.canvas}.")
+        most, where = (7, "on a canvas of 32 pixels") if self.canvas else (99, "at one pixel per unit")
+        if not 2 <= self.cells <= most:
+            raise SettingsError(f"data.cells must lie between 2 and {most} {where}, got {self.cells}.")
+        if self.train_count < 1 or self.test_count < 1:
+            raise SettingsError(
+                f"data.train_count and data.test_count must be positive, got {self.train_count} and {self.test_count}."
+            )
 
     @property
     def size_name(self) -> str:
@@ -148,6 +155,10 @@ class Train(Replaceable):
             raise SettingsError(
                 f"train.epochs, batch, test_batch and lr must be positive, got {self.epochs}, {self.batch}, "
                 f"{self.test_batch} and {self.lr}."
+            )
+        if self.steps_per_epoch < 0:
+            raise SettingsError(
+                f"train.steps_per_epoch must be at least 0 (the whole data set), got {self.steps_per_epoch}."
             )
         if list(self.milestones) != sorted(self.milestones):
             raise SettingsError(f"train.milestones must rise, got {self.milestones}.")

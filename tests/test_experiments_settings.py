@@ -145,6 +145,9 @@ def test_differences_are_named() -> None:
     assert differences(one, other) == ["model.depth: 3, not 5", "seed: 0, not 1"]
 
 
+MAZE = Run(model=Model(family="maze", depth=8))
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -153,6 +156,12 @@ def test_differences_are_named() -> None:
         (Run(model=Model(dilation="A")), "for maze networks; this one is mlp"),
         (Run(model=Model(sharing="A")), "for resnet50; this network is mlp"),
         (Run(model=Model(family="maze", depth=8), data=Data(name="mazes", cells=8)), "between 2 and 7 .* got 8"),
+        (MAZE.replaced(data=Data(name="mazes", canvas=1)), "canvas must be 32 or 0 .* got 1"),
+        (
+            MAZE.replaced(data=Data(name="mazes", cells=100, canvas=0)),
+            "between 2 and 99 at one pixel per unit, got 100",
+        ),
+        (MAZE.replaced(data=Data(name="mazes", train_count=0)), "must be positive, got 0 and 10000"),
         (Run(train=Train(epochs=0)), "must be positive, got 0"),
         (Run(train=Train(milestones=(5, 3))), r"must rise, got \(5, 3\)"),
     ],

@@ -23,9 +23,11 @@ class Experiment:
     runs: Callable[[], list[Run]] = list
     analysis: str = ""
     needs_data: tuple[str, ...] = ()
+    at_laptop: bool = True
+    """False: what it compares is the same or left out at that scale"""
 
     def runs_at(self, scale: str) -> list[Run]:
-        return at_scale(self.runs(), scale)
+        return at_scale(self.runs(), scale) if self.at_laptop or scale != "laptop" else []
 
 
 def _sweep(home: str, family: str, depths: dict[str, tuple[int, ...]], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
@@ -170,7 +172,7 @@ EXPERIMENTS = {
         Experiment("F3", "A maze and its solution", analysis="sample_maze"),
         Experiment("F4", "Lengths of the solution paths", analysis="path_lengths"),
         Experiment("F5", "Share of mazes solved against effective depth", f5, "halting"),
-        Experiment("F5-adam", "Small mazes with the authors' unused Adam recipe", f5_adam),
+        Experiment("F5-adam", "Small mazes with the authors' unused Adam recipe", f5_adam, at_laptop=False),
         Experiment(
             "F6", "Active neurons of a recurrent ConvNet", _some(f2b, "cifar10", (8,), R, (0,)), "neurons", ("cifar10",)
         ),
@@ -219,7 +221,7 @@ EXPERIMENTS = {
         Experiment("C6", "Receptive fields and the mazes' size", analysis="receptive_field"),
         Experiment("C7", "Duplicates among the training mazes", analysis="duplicates"),
         Experiment("C8", "Mazes of training and test are disjoint", analysis="disjoint"),
-        Experiment("C9", "Dilated nets solve more mazes", c9),
+        Experiment("C9", "Dilated nets solve more mazes", c9, at_laptop=False),
         Experiment("C10", "Compute that the runs took", lambda: f2() + f5() + t1() + t2()),
         Experiment("C11", "Every filter is active on more than one iteration", c11, "reuse", ("cifar10", "svhn")),
     ]
