@@ -10,6 +10,7 @@ torchrun --nproc-per-node 4 -m experiments run F2d
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from experiments import cluster, configs, distributed, records, runner
 from experiments.data.sets import Where
-from experiments.engine import Diverged, Interrupted, Place
+from experiments.engine import Diverged, Interrupted, Place, train
 from experiments.folders import RunFolder
 from experiments.settings import Data, Model, Run, SettingsError, Train, from_dict, optional_copy
 
@@ -45,15 +46,15 @@ class PlaceOptions:
     """fetch data that is missing"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    """of PyTorch on the CPU; 0 leaves its own choice"""
+    """of PyTorch on the CPU; 0 leaves its own choice; --jobs on a CPU share them"""
     save_seconds: float = 300.0
     """between checkpoints"""
     tensorboard: bool = False
 
-    def place(self) -> Place:
+    def place(self, device_name: str) -> Place:
         if self.threads:
             torch.set_num_threads(self.threads)
-        device = distributed.local_device(self.device)
+        device = distributed.local_device(device_name)
         where = Where(self.data_root, self.download, device)
         return Place(where, self.runs, self.save_seconds, self.tensorboard)
 
@@ -106,15 +107,17 @@ class RunCommand:
         runs = runner.chosen_runs(experiment, choice)
         if not runs and experiment.runs():
             raise SettingsError(f"{self.name} has no runs at --{scale}: it says nothing at that size.")
-        place = self.options.place()
+        results = self.results or (self.options.runs / "smoke" if self.smoke else records.RESULTS)
+        records.check_folder(results)
+        # a job chooses its own device: the machine that queues it may have another
+        place = self.options.place("cpu" if self.slurm.partition else self.options.device)
         if self.dry_run:
             rate = runner.rate_for(place.device, self.tflops, self.step_ms)
             console.print(runner.plan_table(runs, rate, self.jobs, place))
             return 0
         if self.slurm.partition:
-            cluster.submit(runs, self.slurm, place, console)
+            cluster.submit(runs, self.slurm, place, self.options.device, console)
             return 0
-        results = self.results or (self.options.runs / "smoke" if self.smoke else records.RESULTS)
         if self.jobs > 1:
             outcome = runner.train_over_devices(runs, self.jobs, place, console, results)
         else:
@@ -159,24 +162,40 @@ class ListCommand:
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Shows how far each preset is: runs finished, begun and all, with those under way."""
+    """Shows how far each preset is, and what else lies there: runs finished, begun, being run now, and all."""
 
     runs: Path = Path("runs")
 
     def __call__(self) -> int:
         console = Console()
         table = Table()
-        for heading in ("name", "scale", "finished", "begun", "all"):
+        for heading in ("name", "scale", "finished", "begun", "being run", "all"):
             table.add_column(heading)
+        known: set[str] = set()
         for entry in configs.EXPERIMENTS.values():
-            for scale in ("full", "laptop"):
+            for scale in ("full", "laptop", "smoke"):
                 folders = [RunFolder(self.runs, run) for run in entry.runs_at(scale)]
-                finished = sum(folder.result.exists() for folder in folders)
-                begun = sum(folder.checkpoint.exists() for folder in folders)
-                if finished or begun:
-                    table.add_row(entry.name, scale, str(finished), str(begun), str(len(folders)))
+                known |= {folder.run.key for folder in folders}
+                _add_row(table, entry.name, scale, folders, str(len(folders)))
+        others: dict[tuple[str, str], list[RunFolder]] = {}
+        for file in sorted(self.runs.glob("*/*/run.json")):
+            run = _settings_in(file)
+            if run.key not in known:
+                scale = run.scale if run.schedule == 1 else f"{run.scale} × {run.schedule:g}"
+                others.setdefault((f"{run.home}, changed", scale), []).append(RunFolder(self.runs, run))
+        for (name, scale), folders in others.items():
+            _add_row(table, name, scale, folders, "")
         console.print(table if table.row_count else f"Nothing was run yet under {self.runs}.")
         return 0
+
+
+def _add_row(table: Table, name: str, scale: str, folders: list[RunFolder], count: str) -> None:
+    """A row of `status`, where any of the runs was begun."""
+    finished = sum(folder.result.exists() for folder in folders)
+    begun = sum(folder.checkpoint.exists() for folder in folders)
+    running = sum(folder.under_way() for folder in folders)
+    if finished or begun or running:
+        table.add_row(name, scale, str(finished), str(begun), str(running), count)
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,7 @@ class ReportCommand:
     def __call__(self) -> int:
         from experiments.report import write
 
+        records.check_folder(self.results)
         readme = self.readme or (records.RESULTS.parent / "README.md" if self.results == records.RESULTS else None)
         for path in write(self.results, readme):
             print(path)
@@ -204,14 +224,16 @@ class OneCommand:
     options: Options = field(default_factory=PlaceOptions)
 
     def __call__(self) -> int:
-        import json
-
-        run = from_dict(Run, json.loads(self.settings.read_text()))
-        place = self.options.place()
-        from experiments.engine import train
-
-        train(run, place)
+        train(_settings_in(self.settings), self.options.place(self.options.device))
         return 0
+
+
+def _settings_in(file: Path) -> Run:
+    """The run whose settings a run.json holds."""
+    try:
+        return from_dict(Run, json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{file} holds no settings of a run ({type(error).__name__}: {error}).") from error
 
 
 COMMANDS = {"list": ListCommand, "run": RunCommand, "report": ReportCommand, "status": StatusCommand, "one": OneCommand}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.console import Console
 from experiments import distributed
 from experiments.engine import Place, train
 from experiments.settings import Run
+
+TIMEOUTS = 1000  # after which submitit no longer requeues a job; its own 3 would end a long run
 
 
 @dataclass(frozen=True)
@@ -33,37 +35,32 @@ class Slurm:
 class RunJob:
     """What a job does; submitit calls it, and `checkpoint` when the job's time ends."""
 
-    def __init__(self, run: Run, place: Place) -> None:
-        self.run, self.place = run, place
+    def __init__(self, run: Run, place: Place, device: str) -> None:
+        self.run, self.place, self.device = run, place, device
 
     def __call__(self) -> dict[str, Any]:
         import submitit
 
-        if self.place.device.type == "cuda":
+        if submitit.JobEnvironment().num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        where = self.place.where
-        place = Place(
-            where=type(where)(
-                where.root, where.download, distributed.local_device(self.place.device.type), where.workers
-            ),
-            runs=self.place.runs,
-            save_seconds=self.place.save_seconds,
-            tensorboard=self.place.tensorboard,
-        )
-        return train(self.run, place)
+        where = replace(self.place.where, device=distributed.local_device(self.device))
+        return train(self.run, replace(self.place, where=where))
 
     def checkpoint(self) -> Any:
         import submitit
 
-        return submitit.helpers.DelayedSubmission(RunJob(self.run, self.place))
+        return submitit.helpers.DelayedSubmission(RunJob(self.run, self.place, self.device))
 
 
-def submit(runs: Sequence[Run], slurm: Slurm, place: Place, console: Console) -> list[Any]:
-    """Queues the runs and returns their jobs. `run` without a partition later collects and analyses them."""
+def submit(runs: Sequence[Run], slurm: Slurm, place: Place, device: str, console: Console) -> list[Any]:
+    """Queues the runs and returns their jobs; `device` is a word of --device, resolved inside each job.
+
+    `run` without a partition later collects and analyses them.
+    """
     import submitit
 
     logs = Path(place.runs) / "slurm"
-    executor = submitit.AutoExecutor(folder=str(logs), cluster=slurm.cluster)
+    executor = submitit.AutoExecutor(folder=str(logs), cluster=slurm.cluster, slurm_max_num_timeout=TIMEOUTS)
     executor.update_parameters(
         name="rdk-experiments",
         timeout_min=int(slurm.hours * 60),
@@ -74,7 +71,7 @@ def submit(runs: Sequence[Run], slurm: Slurm, place: Place, console: Console) ->
         slurm_array_parallelism=slurm.at_once,
     )
     with executor.batch():
-        jobs = [executor.submit(RunJob(run, place)) for run in runs]
+        jobs = [executor.submit(RunJob(run, place, device)) for run in runs]
     console.print(
         f"{len(jobs)} jobs queued; their logs are in {logs}. `python -m experiments status` shows how far they are."
     )

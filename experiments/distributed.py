@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from experiments.settings import SettingsError
+
 
 class World(NamedTuple):
     rank: int = 0
@@ -37,6 +39,11 @@ def local_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device = torch.device(name)
     if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise SettingsError(
+                f"--device cuda: GPU number {device.index} was to be used, but PyTorch sees {count} here."
+            )
         torch.cuda.set_device(device)
     return device
 

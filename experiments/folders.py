@@ -37,8 +37,12 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
         """True while no other process runs this; the lock goes with its process, however that ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = (self.path / "lock").open("w")
+        except OSError as error:
+            raise FolderError(f"{self.path} cannot be made ({error.strerror}); name another folder.") from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -47,6 +51,17 @@ class RunFolder:
             for left in self.path.glob(".*.partial"):  # of a writer that was killed
                 left.unlink(missing_ok=True)
             yield True
+
+    def under_way(self) -> bool:
+        """Whether a process holds the lock."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if the run is finished."""
@@ -66,6 +81,8 @@ class RunFolder:
 
     def read_tensors(self, path: Path) -> dict[str, Any]:
         """What write_tensors wrote, on the CPU. Raises FolderError for a damaged file, SettingsError for another run's."""
+        if path == self.final and not path.exists() and self.result.exists():
+            raise FolderError(f"{path} is gone, though the run is finished. Remove {self.result} to train it again.")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:

@@ -12,6 +12,7 @@ import torch
 
 from experiments.data.atomic import write_atomic
 from experiments.folders import provenance
+from experiments.settings import SettingsError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +33,12 @@ def add_run(result: dict[str, Any], results: Path = RESULTS) -> None:
         write_atomic(path, lambda file: file.write(text.encode()))
     finally:
         os.close(lock)
+
+
+def check_folder(results: Path) -> None:
+    """Raises SettingsError where records could not be written, before anything is computed for them."""
+    if results.exists() and not results.is_dir():
+        raise SettingsError(f"--results names {results}, which is a file; name a folder.")
 
 
 def runs(results: Path = RESULTS) -> list[dict[str, Any]]:

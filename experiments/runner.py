@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from experiments.data.sets import DataError
 from experiments.engine import Diverged, Interrupted, Place, train
 from experiments.estimate import RATES, Rate, estimate
 from experiments.folders import FolderError, RunFolder
-from experiments.settings import Run, SettingsError, nearest, overridden
+from experiments.settings import Run, SettingsError, as_dict, nearest, overridden
 
 ERRORS = (SettingsError, DataError, FolderError)
 
@@ -50,14 +51,15 @@ class Choice:
 
 @dataclass
 class Outcome:
-    """What came of the runs: results by key, and a sentence for each failure."""
+    """What came of the runs: a sentence for each failure."""
 
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
 
 def chosen_runs(experiment: Experiment, choice: Choice) -> list[Run]:
     """The experiment's runs at a scale, filtered and overridden; each is checked. Raises SettingsError."""
+    if choice.seeds < 0:
+        raise SettingsError(f"--seeds must be at least 0, got {choice.seeds}.")
     found = []
     for run in experiment.runs_at(choice.scale):
         if choice.schedule != 1.0:
@@ -71,7 +73,7 @@ def chosen_runs(experiment: Experiment, choice: Choice) -> list[Run]:
         run.check()
         found.append(run)
     if experiment.runs_at(choice.scale) and not found:
-        raise SettingsError(f"no run of {experiment.name} is left after --only {' '.join(choice.filters)}.")
+        raise SettingsError(f"no run of {experiment.name} is left with {' '.join(choice.changes())}.")
     return list({run.key: run for run in found}.values())
 
 
@@ -124,7 +126,6 @@ def train_here(runs: Sequence[Run], place: Place, console: Console, results: Pat
             if world.first:
                 console.print(str(error), markup=False, highlight=False)
             continue
-        outcome.results[run.key] = result
         if world.first:
             _report_run(result, console)
             _record(result, results)
@@ -132,19 +133,19 @@ def train_here(runs: Sequence[Run], place: Place, console: Console, results: Pat
 
 
 def train_over_devices(runs: Sequence[Run], jobs: int, place: Place, console: Console, results: Path) -> Outcome:
-    """`jobs` processes at a time, each with one run; with GPUs job number j gets GPU j modulo their number."""
-    import os
-
+    """`jobs` processes at a time, each with one run; with GPUs job number j gets GPU j modulo their number, on a CPU each
+    gets its share of the threads."""
     outcome, waiting, active = Outcome(), list(runs), {}
-    gpus = torch.cuda.device_count() if place.device.type == "cuda" else 0
+    gpus = _visible_gpus() if place.device.type == "cuda" else []
+    threads = torch.get_num_threads() if gpus else max(1, torch.get_num_threads() // jobs)
     try:
         while waiting or active:
             for slot in range(jobs):
                 if slot not in active and waiting:
                     run = waiting.pop(0)
-                    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else dict(os.environ)
+                    chosen = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
                     console.print(f"started on slot {slot}: {run.title} ({run.key})", markup=False, highlight=False)
-                    active[slot] = run, subprocess.Popen(_one(run, place), env=environment)
+                    active[slot] = run, subprocess.Popen(_one(run, place, threads), env={**os.environ, **chosen})
             for slot, (run, process) in list(active.items()):
                 if process.poll() is not None:
                     del active[slot]
@@ -159,15 +160,20 @@ def train_over_devices(runs: Sequence[Run], jobs: int, place: Place, console: Co
     return outcome
 
 
-def _one(run: Run, place: Place) -> list[str]:
+def _visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them, which may hold some of the machine's GPUs only."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def _one(run: Run, place: Place, threads: int) -> list[str]:
     """The command that trains one run, whose settings lie in its folder."""
     folder = RunFolder(place.runs, run)
-    from experiments.settings import as_dict
-
     folder.write_json(folder.path / "run.json", as_dict(run))
     words = [sys.executable, "-m", "experiments", "one", str(folder.path / "run.json")]
     words += ["--runs", str(place.runs), "--data-root", str(place.where.root), "--device", place.device.type]
-    words += ["--save-seconds", str(place.save_seconds), "--threads", str(torch.get_num_threads())]
+    words += ["--save-seconds", str(place.save_seconds), "--threads", str(threads)]
     return words + (["--download"] if place.where.download else []) + (["--tensorboard"] if place.tensorboard else [])
 
 
@@ -176,7 +182,6 @@ def _collect(run: Run, code: int, place: Place, console: Console, results: Path,
     if result is None:
         outcome.failures.append(f"{run.title}: its process ended with code {code}; what it printed stands above.")
         return
-    outcome.results[run.key] = result
     _report_run(result, console)
     _record(result, results)
 

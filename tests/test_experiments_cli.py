@@ -10,15 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from rich.console import Console
 
-from experiments import cluster, records
+from experiments import cluster, records, runner
+from experiments import estimate as estimate_module
 from experiments.cli import main
 from experiments.configs import EXPERIMENTS, experiment
+from experiments.data.sets import Where
 from experiments.engine import Place
 from experiments.estimate import RATES, Rate, estimate
+from experiments.folders import RunFolder
+from experiments.settings import as_dict
 
 pytest.importorskip("sklearn")
 pytest.importorskip("tyro")
@@ -61,8 +68,14 @@ def test_list_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     folder = tmp_path / run.home / run.key
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    assert main(["status", "--runs", str(tmp_path)]) == 0
-    assert "F2a" in capsys.readouterr().out
+    other = run.replaced(schedule=0.25, train=run.train.scaled(0.25))
+    changed = RunFolder(tmp_path, other)
+    with changed.locked():
+        changed.write_json(changed.path / "run.json", as_dict(other))
+        assert main(["status", "--runs", str(tmp_path)]) == 0
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["F2a", "laptop", "1", "0", "0", "48"] in shown
+    assert ["F2a, changed", "laptop × 0.25", "0", "0", "1", ""] in shown
 
 
 def test_dry_run_counts_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -92,6 +105,16 @@ def test_estimates_agree_with_the_papers_arithmetic() -> None:
         (["F2c", "--only", "model.dept=3"], "Did you mean model.depth"),
         (["F2c", "--only", "seed=77"], "no run of F2c is left"),
         (["T2", "--laptop"], "T2 has no runs at --laptop"),
+        (["C9", "--laptop"], "C9 has no runs at --laptop"),
+        (["F5-adam", "--laptop"], "F5-adam has no runs at --laptop"),
+        (["F2a", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
+        (["F2a", "--smoke", "--train.steps-per-epoch", "-1"], "steps_per_epoch must be at least 0 .* got -1"),
+        (["F5", "--smoke", "--data.test-count", "0"], "data.test_count must be positive, got 80 and 0"),
+        (
+            ["F2a", "--smoke", "--runs", __file__],
+            r"test_experiments_cli\.py/F2a/\w+ cannot be made \(Not a directory\)",
+        ),
+        (["F2a", "--smoke", "--results", __file__], "--results names .*, which is a file"),
         (["F2c", "--smoke", "--laptop"], "exclude each other"),
         (
             ["F2b", "--only", "data.name=cifar10", "--data-root", "/nowhere"],
@@ -104,6 +127,39 @@ def test_mistakes_are_one_sentence(words: list[str], message: str, tmp_path: Pat
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert run_here(tmp_path, "F2a", "--smoke", "--device", "cuda") == 2
+    assert "PyTorch sees 0 here" in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_read_are_a_sentence(tmp_path: Path, capsys: Any) -> None:
+    contents = {"none": None, "broken": "{", "foreign": "[1]", "other": '{"colour": 1}'}
+    for name, content in contents.items():
+        file = tmp_path / name
+        if content is not None:
+            file.write_text(content)
+        assert main(["one", str(file), "--runs", str(tmp_path / "runs")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{file} holds no settings of a run" in error
+
+
+def test_without_torchvision_what_needs_it_says_so(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for part in ("torchvision", "torchvision.models", "torchvision.datasets"):
+        monkeypatch.setitem(sys.modules, part, None)
+    estimate_module._macs.cache_clear()
+    for words in (["T1", "--dry-run"], ["C2"], ["F2a", "--only", "data.name=cifar10", "--data-root", str(tmp_path)]):
+        assert run_here(tmp_path, *words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "this needs torchvision, which can't be imported here" in error
+    assert main(["report", "--results", str(tmp_path / "results")]) == 0
+    assert "hours that can't be estimated without torchvision" in (tmp_path / "results" / "REPORT.md").read_text()
 
 
 def test_unknown_fields_have_neighbours(tmp_path: Path, capsys: Any) -> None:
@@ -146,15 +202,71 @@ def test_jobs_run_side_by_side(tmp_path: Path) -> None:
 def test_slurm_jobs_through_submitit(tmp_path: Path) -> None:
     """submitit's debug executor runs the job in this process."""
     pytest.importorskip("submitit")
-    from rich.console import Console
-
     runs = experiment("F2a").runs_at("smoke")[:1]
     slurm = cluster.Slurm(partition="any", cluster="debug", gpus=0)
     place = Place(runs=tmp_path)
-    (job,) = cluster.submit(runs, slurm, place, Console(quiet=True))
+    (job,) = cluster.submit(runs, slurm, place, "cpu", Console(quiet=True))
     assert job.result()["key"] == runs[0].key
-    again = cluster.RunJob(runs[0], place).checkpoint()
+    again = cluster.RunJob(runs[0], place, "cpu").checkpoint()
     assert again.function.run == runs[0]
+
+
+def test_slurm_jobs_choose_their_own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node has no GPU; what is queued there holds the word of --device, and is requeued often."""
+    submitit = pytest.importorskip("submitit")
+    queued: list[Any] = []
+    executor = submitit.AutoExecutor
+    monkeypatch.setattr(
+        submitit,
+        "AutoExecutor",
+        lambda folder, cluster, **more: (queued.append(more), executor(folder=folder, cluster="debug"))[1],
+    )
+    monkeypatch.setattr(executor, "submit", lambda self, job: queued.append(job))
+    for device in ("auto", "cuda"):
+        words = ["--slurm.partition", "any", "--device", device, "--only", "model.recurrent=true"]
+        assert run_here(tmp_path, "F2a", "--smoke", *words) == 0
+    asked: list[str] = []
+    monkeypatch.setattr("experiments.distributed.local_device", lambda name: asked.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(cluster, "train", lambda run, place: {"key": run.key})
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(num_tasks=1))
+    limits, jobs = queued[::2], queued[1::2]
+    assert [job()["key"] for job in jobs] == [jobs[0].run.key] * 2 and asked == ["auto", "cuda"]
+    assert all(limit["slurm_max_num_timeout"] >= 100 for limit in limits)
+
+
+class Child:
+    """In place of a process; remembers its command and environment."""
+
+    made: ClassVar[list[Child]] = []
+
+    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        self.words, self.env, self.returncode = words, env, 1
+        self.made.append(self)
+
+    def poll(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("2,3", ["2", "3", "2"]), (None, ["0", "1", "0"])])
+def test_jobs_take_the_visible_gpus(visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("experiments.runner.subprocess.Popen", Child)
+    monkeypatch.setattr(Child, "made", [])
+    place = Place(where=Where(device=torch.device("cuda")), runs=tmp_path)
+    outcome = runner.train_over_devices(experiment("F2a").runs()[:3], 3, place, Console(quiet=True), tmp_path)
+    assert [child.env["CUDA_VISIBLE_DEVICES"] for child in Child.made] == expected and len(outcome.failures) == 3
+
+
+def test_jobs_on_a_cpu_share_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr("experiments.runner.subprocess.Popen", Child)
+    monkeypatch.setattr(Child, "made", [])
+    runner.train_over_devices(experiment("F2a").runs()[:2], 3, Place(runs=tmp_path), Console(quiet=True), tmp_path)
+    assert [child.words[child.words.index("--threads") + 1] for child in Child.made] == ["2", "2"]
 
 
 def test_other_runs_than_the_presets_leave_its_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

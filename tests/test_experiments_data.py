@@ -180,6 +180,14 @@ def test_both_decoders_give_the_same_bits(
     assert imagenet_files._decoded(str(path)).equal(found)
 
 
+def test_an_empty_folder_of_imagenet_is_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    for split in ("train", "val"):
+        (tmp_path / "imagenet" / split).mkdir(parents=True)
+    with pytest.raises(DataError, match="train holds no folders of images, one per class"):
+        open_source(Data(name="imagenet"), Where(tmp_path))
+
+
 def test_digits_need_no_file(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     source = open_source(Data(name="digits"), Where(tmp_path))

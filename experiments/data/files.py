@@ -1,7 +1,4 @@
-"""Reads digits, CIFAR-10, SVHN and EMNIST as uint8 tensors, through scikit-learn and torchvision; called by sets.open_source.
-
-Both libraries are imported inside the functions: torchvision's wheels fail to import beside a CPU build of PyTorch.
-"""
+"""Reads digits, CIFAR-10, SVHN and EMNIST as uint8 tensors, through scikit-learn and torchvision; called by sets.open_source."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.data.sets import DataError, Where
+from experiments.vision import torchvision
 
 Pair = tuple[Tensor, Tensor]
 
@@ -33,7 +31,7 @@ def digits(where: Where) -> tuple[Pair, Pair]:
 
 
 def cifar10(where: Where) -> tuple[Pair, Pair]:
-    from torchvision.datasets import CIFAR10
+    CIFAR10 = torchvision("datasets").CIFAR10
 
     folder = where.root / CIFAR10.base_folder
     wanted = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
@@ -47,7 +45,7 @@ def cifar10(where: Where) -> tuple[Pair, Pair]:
 
 
 def svhn(where: Where) -> tuple[Pair, Pair]:
-    from torchvision.datasets import SVHN
+    SVHN = torchvision("datasets").SVHN
 
     root = where.root / "svhn"
     splits = ("train", "test")
@@ -68,16 +66,14 @@ def svhn(where: Where) -> tuple[Pair, Pair]:
 
 def emnist(where: Where) -> tuple[Pair, Pair]:
     """The balanced split. Images stay transposed, as torchvision and the authors have them."""
-    from torchvision.datasets import EMNIST
+    EMNIST = torchvision("datasets").EMNIST
 
     archive = where.root / "EMNIST" / "raw" / "gzip.zip"
     raw = [archive.parent / f"emnist-balanced-{part}" for part in _idx_names()]
     if not all(file.exists() for file in raw):
         fetch = lambda: EMNIST(str(where.root), split="balanced", download=True)  # noqa: E731
         _ready(where, "EMNIST", archive.parent, [[archive.name, EMNIST.md5]], EMNIST.url, fetch)
-        from torchvision.datasets.utils import extract_archive
-
-        extract_archive(str(archive), str(archive.parent))
+        torchvision("datasets.utils").extract_archive(str(archive), str(archive.parent))
         _unpack(archive.parent)
 
     def part(train: bool) -> Pair:

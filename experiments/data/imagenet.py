@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from experiments.data.augment import normalised
 from experiments.data.sets import STATISTICS, Batches, DataError, Where
 from experiments.settings import Data
+from experiments.vision import torchvision
 
 SIZE, SHORT_SIDE = 224, 256
 
@@ -130,23 +130,22 @@ def _random_window(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _samples(where: Where, split: str) -> list[tuple[str, int]]:
-    from torchvision.datasets import ImageFolder
-    from torchvision.datasets import ImageNet as Archives
-
+    datasets = torchvision("datasets")
     root = where.root / "imagenet"
     if not (root / split).is_dir():
         try:
-            Archives(str(root), split=split)  # unpacks the archives, after comparing their MD5
+            datasets.ImageNet(str(root), split=split)  # unpacks the archives, after comparing their MD5
         except (RuntimeError, OSError) as error:
             raise DataError(_missing(str(root), split)) from error
-    found: Any = ImageFolder(str(root / split))
-    return list(found.samples)
+    try:
+        return list(datasets.ImageFolder(str(root / split)).samples)
+    except OSError as error:
+        raise DataError(f"ImageNet: {root / split} holds no folders of images, one per class ({error}).") from error
 
 
 def _missing(root: str, split: str) -> str:
-    from torchvision.datasets.imagenet import ARCHIVE_META
-
-    archives = ", ".join(f"{name} (MD5 {md5})" for name, md5 in (ARCHIVE_META[split], ARCHIVE_META["devkit"]))
+    known = torchvision("datasets.imagenet").ARCHIVE_META
+    archives = ", ".join(f"{name} (MD5 {md5})" for name, md5 in (known[split], known["devkit"]))
     return (
         f"ImageNet: {root} has no folder {split!r}, and not the archives {archives}. They can't be fetched by a program: "
         f"get them from image-net.org, put them there, or name the folder above 'imagenet' with --data-root."

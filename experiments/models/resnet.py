@@ -6,13 +6,12 @@ from torch import nn
 
 from experiments.models.network import DepthNet
 from experiments.settings import Model, Shape
+from experiments.vision import torchvision
 
 
 def build_18(model: Model, shape: Shape) -> DepthNet:
     """The CIFAR form: 3x3 stem without pooling, stages of 64 to 512 channels, average over 4x4 (EMNIST: over 3x3 of its 4x4)."""
-    from torchvision.models import resnet18  # imported here: it fails beside a CPU build of PyTorch
-
-    net = resnet18(num_classes=shape.classes)
+    net = torchvision("models").resnet18(num_classes=shape.classes)
     net.conv1 = nn.Conv2d(shape.channels, 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()
     net.avgpool = nn.AvgPool2d(shape.size // 8)
@@ -25,9 +24,7 @@ def build_50(model: Model, shape: Shape) -> DepthNet:
     "A": in each stage blocks 2 to last use one set of three convolutions; "B": all equally shaped convolutions of a stage
     are one; "C": only the 3x3 ones, over the whole stage.
     """
-    from torchvision.models import resnet50
-
-    net = resnet50(num_classes=shape.classes)
+    net = torchvision("models").resnet50(num_classes=shape.classes)
     if shape.channels != 3:
         net.conv1 = nn.Conv2d(shape.channels, 64, 7, stride=2, padding=3, bias=False)
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
