@@ -292,6 +292,41 @@ def test_load_tests_the_saved_network_without_training(finished: tuple[Path, str
     assert json.loads(file.read_text())["accuracy"] == json.loads((folder / "result.json").read_text())["accuracy"]
 
 
+def test_no_maze_of_a_loaded_network_was_trained_on(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another seed, test mazes of 3 cells would be among the 640 training mazes; those are drawn again and left out."""
+    test = frozenset(mazes.generate(3, 40, seed=0, stream=1).keys())
+    trained = mazes.generate(3, 40 * 16, seed=0, stream=2, exclude=test)
+    steps = Training(options.parse([*TINY, "--steps", "40"]), test).mazes
+    assert steps.of_step(39)[1].equal(torch.from_numpy(trained.targets()[-16:]).long())
+    known = set(trained.keys())
+    assert known & set(mazes.generate(3, 300, seed=7, stream=1).keys())
+    tested: list[mazes.MazeSet] = []
+    curve = evaluation.curve
+    monkeypatch.setattr(evaluation, "curve", lambda net, one, *rest: (tested.append(one), curve(net, one, *rest))[1])
+    net = str(finished[0].parent / "net.pt")
+    words = ["--load", net, "--seed", "7", "--test-mazes", "300", "--test-cells", "3", "--longest", "3"]
+    call([*words, "--no-comparison", "--out", str(tmp_path)])
+    assert len(tested[0]) == 300 and not known & set(tested[0].keys())
+
+
+def test_a_network_of_unknown_training_is_refused_but_solves(tmp_path: Path) -> None:
+    net = tmp_path / "net.pt"
+    save_network(net, MazeNetwork(Architecture(5, 2, True, True, 3)), {"steps": 0})
+    words = ["--load", str(net), "--out", str(tmp_path / "out")]
+    assert "does not say which mazes the network was trained on" in call(words, 2)
+    (tmp_path / "mine.txt").write_text(SOLVABLE)
+    call([*words, "--solve", str(tmp_path / "mine.txt")])
+
+
+def test_nothing_solved_is_said(tmp_path: Path) -> None:
+    output = call([*TINY, "--steps", "1", "--out", str(tmp_path), "--no-comparison", "--test-cells", "6"])
+    assert "none of the unseen mazes of 6×6 cells was solved for good; the first of them:" in output
+    assert "the one that took longest" not in output
+    assert "not run so long" in output and "can't run so long" not in output
+
+
 @pytest.mark.parametrize("kind", ["text", "png"])
 def test_solve_runs_the_network_on_a_maze_of_the_user(kind: str, finished: tuple[Path, str], tmp_path: Path) -> None:
     net = str(finished[0].parent / "net.pt")

@@ -27,13 +27,13 @@ def test_goals_are_met_from_their_number_on() -> None:
 
 def test_no_test_maze_is_trained_on() -> None:
     """3×3 cells have few mazes: without exclusion the training would meet test mazes."""
-    keys = frozenset(problem.test_mazes(3, 200, 0).keys())
+    keys = frozenset(problem.test_mazes(3, 200, 0, ()).keys())
 
     def images_of(exclude: frozenset[bytes]) -> set[bytes]:
         pool = problem.TrainingMazes(3, 64, 0, exclude, CPU)
         return {image.numpy().tobytes() for step in range(4) for image in pool.of_step(16 * step)[0]}
 
-    tests = {image.numpy().tobytes() for image in problem.tensors(problem.test_mazes(3, 200, 0), CPU)[0]}
+    tests = {image.numpy().tobytes() for image in problem.tensors(problem.test_mazes(3, 200, 0, ()), CPU)[0]}
     assert not images_of(keys) & tests
     assert images_of(frozenset()) & tests
 

@@ -23,6 +23,7 @@ class Curve:
     mazes: int
     accuracy: tuple[float, ...]  # after iteration 1, 2, …: share of mazes whose every pixel is right
     settled: torch.Tensor  # (N,) first iteration at which a maze is right, if it stays right to the last; else 0
+    ended: bool  # the network can't run longer
 
     def at(self, iterations: int) -> float | None:
         """Accuracy after that many iterations; None where it was not run so long."""
@@ -47,7 +48,9 @@ def curve(network: MazeNetwork, chosen: MazeSet, longest: int, device: torch.dev
     accuracy = tuple((right.sum(dim=1).double() / len(chosen)).tolist())
     wrong = iterations - right.sum(dim=0)
     stays = right.int().argmax(dim=0) == wrong  # as many wrong ones as come before the first right one
-    return Curve(chosen.cells, len(chosen), accuracy, torch.where(stays & right[-1], wrong + 1, 0))
+    return Curve(
+        chosen.cells, len(chosen), accuracy, torch.where(stays & right[-1], wrong + 1, 0), not network.architecture.tied
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,15 +16,38 @@ TEST_STREAM = 1  # of a seed; training takes the streams from 2 on
 STEPS_PER_STREAM = 64
 
 
-def test_mazes(cells: int, count: int, seed: int) -> MazeSet:
-    """Mazes that training never sees: training excludes them by key."""
-    return mazes.generate(cells, count, seed=seed, stream=TEST_STREAM)
+def test_mazes(cells: int, count: int, seed: int, exclude: Collection[bytes]) -> MazeSet:
+    """Mazes that training never sees: training here excludes them by key, or they exclude those of an earlier training."""
+    return mazes.generate(cells, count, seed=seed, stream=TEST_STREAM, exclude=exclude)
 
 
 def tensors(chosen: MazeSet, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images (N, 3, S, S), float32, channels_last, and targets (N, S, S), int64; one pixel per unit."""
     images = torch.from_numpy(chosen.images()).to(device, torch.float32, memory_format=torch.channels_last)
     return images, torch.from_numpy(chosen.targets()).to(device, torch.int64)
+
+
+def training_keys(cells: int, about: dict[str, Any], source: object) -> frozenset[bytes]:
+    """The keys of the mazes that a network was trained on, drawn again from what its file says. Raises ValueError."""
+    try:
+        steps, batch, seed, tests = (int(about[name]) for name in ("steps", "batch", "seed", "test_mazes"))
+    except (KeyError, TypeError, ValueError) as reason:
+        raise ValueError(
+            f"demo: {source} does not say which mazes the network was trained on, so no maze can be called unseen. Train "
+            f"again with --save; --solve works with this file."
+        ) from reason
+    known = frozenset(test_mazes(cells, tests, seed, ()).keys())
+    keys: set[bytes] = set()
+    for first in range(0, steps, STEPS_PER_STREAM):
+        drawn = mazes.generate(
+            cells,
+            min(STEPS_PER_STREAM, steps - first) * batch,
+            seed=seed,
+            stream=TEST_STREAM + 1 + first // STEPS_PER_STREAM,
+            exclude=known,
+        )
+        keys.update(drawn.keys())
+    return frozenset(keys)
 
 
 class TrainingMazes:

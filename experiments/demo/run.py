@@ -84,7 +84,7 @@ def _network(options: Options, console: Console) -> tuple[MazeNetwork, dict[str,
 
 def _trained(options: Options, console: Console) -> tuple[MazeNetwork, dict[str, Any]]:
     a = options.architecture
-    test = problem.test_mazes(a.cells, options.test_mazes, options.seed)
+    test = problem.test_mazes(a.cells, options.test_mazes, options.seed, ())
     training = Training(options, frozenset(test.keys()))
     _say(console, f"network: {_described(training.network)}")
     _say(console, f"runs on: {options.device}, {options.threads} CPU thread(s), backend {training.backends}")
@@ -105,6 +105,7 @@ def _trained(options: Options, console: Console) -> tuple[MazeNetwork, dict[str,
         "seconds": round(training.seconds, 2),
         "batch": options.batch,
         "seed": options.seed,
+        "test_mazes": options.test_mazes,
         "backends": training.backends,
         "learning_rate": options.learning_rate,
         "last_loss": float(np.mean(training.losses[-20:])),
@@ -128,7 +129,8 @@ def _described(network: MazeNetwork) -> str:
 def _show(network: MazeNetwork, about: dict[str, Any], options: Options, console: Console) -> None:
     a = options.architecture
     sizes = options.test_cells or (a.cells, a.cells + 1, a.cells + 2)
-    sets = [problem.test_mazes(cells, options.test_mazes, options.seed) for cells in sizes]
+    seen = frozenset() if options.load is None else problem.training_keys(a.cells, about, options.load)
+    sets = [problem.test_mazes(cells, options.test_mazes, options.seed, seen) for cells in sizes]
     curves = [evaluation.curve(network, one, options.longest, options.device) for one in sets]
     console.print()
     console.print(show.accuracy_table(curves, a.cells, a.iterations))
@@ -140,8 +142,12 @@ def _show(network: MazeNetwork, about: dict[str, Any], options: Options, console
     _print_gains(curves, a, console)
 
     solving = _slowest_solved(network, sets[-1], curves[-1], options)
+    settled = bool(curves[-1].settled.any())
     size = f"{sizes[-1]}×{sizes[-1]}"
-    _say(console, f"\nof the unseen mazes of {size} cells that were solved for good, the one that took longest:")
+    if settled:
+        _say(console, f"\nof the unseen mazes of {size} cells that were solved for good, the one that took longest:")
+    else:
+        _say(console, f"\nnone of the unseen mazes of {size} cells was solved for good; the first of them:")
     _play(solving, options, console)
 
     tables = []

@@ -69,7 +69,7 @@ def accuracy_table(curves: Sequence[Curve], trained_cells: int, iterations: int)
         cells = [f"{one.cells}×{one.cells} cells{seen}", str(one.mazes)]
         for number in (iterations, None, LONG):
             got = one.at(number) if number else highest
-            shown = "can't run so long" if got is None else percent(got)
+            shown = percent(got) if got is not None else "can't run so long" if one.ended else "not run so long"
             cells.append(shown if number else f"{shown} at {best_at}")
         table.add_row(*cells)
     return table
