@@ -29,16 +29,20 @@ def test_cka_against_its_definition(n: int, p: int, q: int, seed: int) -> None:
     """HSIC with explicit centring matrices; the debiased form with the sum over distinct quadruples of rows."""
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(n, w, generator=generator, dtype=torch.float64) + 1 for w in (p, q))
+
+    def similarity(a: Tensor, b: Tensor) -> float:
+        return cka.biased(cka.gram(a), cka.gram(b))
+
     k, m, h = x @ x.T, y @ y.T, centred(n)
 
     def hsic(a: Tensor, b: Tensor) -> Tensor:
         return torch.trace(a @ h @ b @ h)
 
     expected = hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
-    assert cka.biased(x, y) == pytest.approx(float(expected), rel=1e-9)
-    assert cka.biased(x, 3 * x - 2) == pytest.approx(1)
+    assert similarity(x, y) == pytest.approx(float(expected), rel=1e-9)
+    assert similarity(x, 3 * x - 2) == pytest.approx(1)
     rotation = torch.linalg.qr(torch.randn(q, q, generator=generator, dtype=torch.float64))[0]
-    assert cka.biased(x, y @ rotation) == pytest.approx(cka.biased(x, y), rel=1e-9)
+    assert similarity(x, y @ rotation) == pytest.approx(similarity(x, y), rel=1e-9)
 
 
 def test_debiased_hsic_against_all_quadruples_of_rows() -> None:
@@ -55,12 +59,28 @@ def test_debiased_hsic_against_all_quadruples_of_rows() -> None:
                         count += 1
     assert float(cka._hsic(k, m)) == pytest.approx(total / count, rel=1e-9)
     with pytest.raises(ValueError, match="at least 4 rows"):
-        cka.debiased(x[:3], y[:3])
+        cka.debiased(cka.gram(x[:3]), cka.gram(y[:3]))
 
 
 def test_debiased_cka_of_unrelated_features_is_near_zero() -> None:
-    x, y = torch.randn(200, 300), torch.randn(200, 300)
-    assert cka.biased(x, y) > 0.5 and abs(cka.debiased(x, y)) < 0.05
+    k, m = cka.gram(torch.randn(200, 300)), cka.gram(torch.randn(200, 300))
+    assert cka.biased(k, m) > 0.5 and abs(cka.debiased(k, m)) < 0.05
+
+
+def test_claim_5_makes_one_gram_matrix_of_each_net_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight nets, 60 pairs a layer; every pair's number is that of its features."""
+    runs = [run for run in experiment("C5").runs_at("laptop") if run.seed < 2 and run.model.depth < 8]
+    features = {(run.key, layer): torch.randn(6, 5) for run in runs for layer in cka.LAYERS}
+    made: list[Tensor] = []
+    original = cka.gram
+    monkeypatch.setattr(cka, "layer_features", lambda run, place, layer, most: features[run.key, layer])
+    monkeypatch.setattr(cka, "gram", lambda x: (made.append(x), original(x))[1])
+    found = cka.compare(experiment("C5"), runs, Place(), "laptop", Path())
+    assert len(made) == len(runs) * len(cka.LAYERS) == 24
+    (pair,) = cka.pairings(runs)["FF7-FF7, other seed"]
+    x, y = (original(features[run.key, "module"]) for run in pair)
+    assert found["FF7-FF7, other seed"]["module debiased"]["mean"] == cka.debiased(x, y)
+    assert found["FF7-R7"]["penultimate biased"]["n"] == 4 and found["images"] == 6
 
 
 class Stub(DepthNet):

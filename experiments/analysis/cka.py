@@ -26,20 +26,21 @@ LAYERS = (
 )  # the last pooled vector, the internal module's output, its mean over the map
 
 
-def biased(x: Tensor, y: Tensor) -> float:
-    """|Yᵀ X|² / (|Xᵀ X| |Yᵀ Y|) of column-centred features x (N, p) and y (N, q)."""
-    x, y = (part.double() - part.double().mean(0) for part in (x, y))
-    if max(x.shape[1], y.shape[1]) <= len(x):
-        return float((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
-    k, m = x @ x.T, y @ y.T
+def gram(x: Tensor) -> Tensor:
+    """X Xᵀ of the column-centred features x (N, p), in float64."""
+    x = x.double() - x.double().mean(0)
+    return x @ x.T
+
+
+def biased(k: Tensor, m: Tensor) -> float:
+    """|Yᵀ X|² / (|Xᵀ X| |Yᵀ Y|) from the Gram matrices of X and Y."""
     return float((k * m).sum() / (k.norm() * m.norm()))
 
 
-def debiased(x: Tensor, y: Tensor) -> float:
+def debiased(k: Tensor, m: Tensor) -> float:
     """The same with unbiased estimates of HSIC; may be slightly negative for unrelated features. Needs 4 rows or more."""
-    if len(x) < 4:
-        raise ValueError(f"debiased CKA needs at least 4 rows, got {len(x)}.")
-    k, m = (part.double() @ part.double().T for part in (x, y))
+    if len(k) < 4:
+        raise ValueError(f"debiased CKA needs at least 4 rows, got {len(k)}.")
     return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
 
 
@@ -51,20 +52,23 @@ def _hsic(k: Tensor, m: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def layer_features(run: Run, place: Place, most: int) -> dict[str, Tensor]:
-    """Features (N, p) of the test images at each of LAYERS."""
+def layer_features(run: Run, place: Place, layer: str, most: int) -> Tensor:
+    """Features (N, p) of the test images at one of LAYERS."""
     net = load(run, place)
-    parts: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
+    parts: list[Tensor] = []
     seen = 0
     for x, _ in open_source(run.data, place.where).test(run.train.test_batch):
         state = net.states(x)[-1]
-        parts["penultimate"].append(net.head[:-1](state))
-        parts["module"].append(state.flatten(1))
-        parts["module_mean"].append(state.mean((2, 3)))
+        found = {
+            "module": lambda s: s.flatten(1),
+            "module_mean": lambda s: s.mean((2, 3)),
+            "penultimate": net.head[:-1],
+        }
+        parts.append(found[layer](state))
         seen += len(x)
         if seen >= most:
             break
-    return {name: torch.cat(found)[:most].cpu() for name, found in parts.items()}
+    return torch.cat(parts)[:most]
 
 
 def pairings(runs: list[Run]) -> dict[str, list[tuple[Run, Run]]]:
@@ -92,21 +96,20 @@ def pairings(runs: list[Run]) -> dict[str, list[tuple[Run, Run]]]:
 
 
 def compare(_: Experiment, runs: list[Run], place: Place, scale: str, pictures: Path) -> dict[str, Any]:
-    """Claim C5: mean and deviation over the pairs of seeds, per layer and form."""
-    if scale == "smoke":  # two nets of one depth
-        one, other = (layer_features(run, place, 64) for run in runs)
-        return {"smoke": {name: biased(one[name], other[name]) for name in LAYERS}}
-    features = {run.key: layer_features(run, place, 10_000) for run in runs}
-    found: dict[str, Any] = {"images": len(next(iter(features.values()))["penultimate"])}
-    for name, pairs in pairings(runs).items():
-        found[name] = {}
-        for layer in LAYERS:
+    """Claim C5: mean and deviation over the pairs of seeds, per layer and form.
+
+    A layer at a time: the Gram matrices of all nets at 10,000 images are 0.8 GB each.
+    """
+    most = 64 if scale == "smoke" else 10_000
+    pairs = {"smoke": [(runs[0], runs[1])]} if scale == "smoke" else pairings(runs)
+    found: dict[str, Any] = {"images": 0, **{name: {} for name in pairs}}
+    for layer in LAYERS:
+        grams = {run.key: gram(layer_features(run, place, layer, most)) for run in runs}
+        found["images"] = len(next(iter(grams.values())))
+        for name, nets in pairs.items():
             for form, measure in (("biased", biased), ("debiased", debiased)):
-                values = [measure(features[a.key][layer], features[b.key][layer]) for a, b in pairs]
+                values = [measure(grams[a.key], grams[b.key]) for a, b in nets]
                 spread = statistics.stdev(values) if len(values) > 1 else None
-                found[name][f"{layer} {form}"] = {
-                    "mean": statistics.mean(values),
-                    "deviation": spread,
-                    "n": len(values),
-                }
+                entry = {"mean": statistics.mean(values), "deviation": spread, "n": len(values)}
+                found[name][f"{layer} {form}"] = entry
     return found
