@@ -9,8 +9,8 @@ from torch import nn
 
 from experiments import models
 from experiments.configs.recipes import image_run
-from experiments.data.sets import SHAPES, shape_of
-from experiments.settings import DEPTHS, Model, Run
+from experiments.data.sets import shape_of
+from experiments.settings import DEPTHS, Data, Model, Run
 
 NAMES = {"cifar10": "CIFAR-10", "svhn": "SVHN", "emnist": "EMNIST"}
 
@@ -82,17 +82,11 @@ def depth_formula(*_: Any) -> dict[str, Any]:
     """Claim C3: layers counted in the built networks against outside + n × per iteration."""
     rows = []
     for family, (outside, per_iteration) in DEPTHS.items():
-        shape = {"maze": (3, 32, 2), "imagenet": SHAPES["imagenet"]}.get(family, SHAPES["cifar10"])
+        data = Data(name={"maze": "mazes", "imagenet": "imagenet"}.get(family, "cifar10"))  # type: ignore[arg-type]
         for n in (1, 2, 3, 4):
             model = Model(family=family, depth=outside + n * per_iteration, width=8)  # type: ignore[arg-type]
-            counted = len(_counted(model, shape))
+            counted = len(layers(Run(model=model, data=data)))
             rows.append(
                 {"family": family, "n": n, "label": model.depth, "formula": model.effective_depth, "counted": counted}
             )
     return {"rows": rows, "agree": all(row["formula"] == row["counted"] for row in rows)}
-
-
-def _counted(model: Model, shape: Any) -> list[nn.Module]:
-    with torch.device("meta"):
-        net = models.build(model.replaced(plain=True, recurrent=False), models.Shape(*shape))
-    return [layer for layer in net.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]

@@ -1,4 +1,4 @@
-"""Mazes on the disk: one .npz, written whole or not at all, read only if its checksum holds; called by maze_cli and the runner."""
+"""Mazes on the disk: one .npz, written whole or not at all, read only if its checksum holds; called by maze_cli."""
 
 from __future__ import annotations
 
