@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_goals_are_met_from_their_number_on() -> None:
     def curve(at_trained: float, at_twenty: float) -> evaluation.Curve:
         accuracy = tuple(at_trained if number < 10 else at_twenty for number in range(1, 31))
-        return evaluation.Curve(5, 100, accuracy, torch.zeros(100))
+        return evaluation.Curve(5, 100, accuracy, torch.zeros(100), False)
 
     def met(*shares: float) -> list[bool]:
         return [goal.reached for goal in evaluation.goals(curve(*shares), 6)]

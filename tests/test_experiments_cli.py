@@ -110,11 +110,6 @@ def test_estimates_agree_with_the_papers_arithmetic() -> None:
         (["F2a", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
         (["F2a", "--smoke", "--train.steps-per-epoch", "-1"], "steps_per_epoch must be at least 0 .* got -1"),
         (["F5", "--smoke", "--data.test-count", "0"], "data.test_count must be positive, got 80 and 0"),
-        (
-            ["F2a", "--smoke", "--runs", __file__],
-            r"test_experiments_cli\.py/F2a/\w+ cannot be made \(Not a directory\)",
-        ),
-        (["F2a", "--smoke", "--results", __file__], "--results names .*, which is a file"),
         (["F2c", "--smoke", "--laptop"], "exclude each other"),
         (
             ["F2b", "--only", "data.name=cifar10", "--data-root", "/nowhere"],
@@ -127,6 +122,15 @@ def test_mistakes_are_one_sentence(words: list[str], message: str, tmp_path: Pat
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_files_in_place_of_folders_are_a_sentence(tmp_path: Path, capsys: Any) -> None:
+    assert main(["run", "F2a", "--smoke", "--runs", __file__, "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(r"F2a/\w+ cannot be made \(Not a directory\)", error)
+    for words in (["run", "F2a", "--smoke", "--runs", str(tmp_path)], ["report"]):
+        assert main([*words, "--results", __file__]) == 2
+        assert f"--results names {__file__}, which is a file" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_the_papers_recipe_makes_the_headline(name: str, undrawn: None) -> None:
         changed = run.replaced(train=run.train.replaced(dtype="float32", lr=7.0))
         results.append(result(changed, 20.0, seconds=7200.0))
     found = section_of(name, results + others)
-    headline = {"C10": "32 h for 32 runs", "C9": "gain +5.00", "T2": "depth 8: R 85.00", "C4": "none: 80.00"}
+    headline = {"C10": "32 h for 32 runs", "C9": "gain +5.00", "T2": "depth 8: R 85.00", "C4": "A: 80.00"}
     headline |= {"T1": "CIFAR-10 recurrent 15: 80.00", "F2d": "3 depths with one run"}
     assert found.ours.startswith(headline[name])
     notes = [grid.note for grid in found.grids]

@@ -13,7 +13,6 @@ from experiments.data import mazes
 from experiments.engine import Place
 from experiments.settings import Run
 
-SIZES = {"small": 5, "medium": 6, "large": 7}
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
@@ -38,7 +37,7 @@ def path_lengths(_: Experiment, runs: list[Run], place: Place, scale: str, pictu
     """Figure 4: lengths of the labelled paths, in steps on the raster (two per cell), of 60,000 mazes per size."""
     found: dict[str, Any] = {}
     for posts, count in (("closed", sum(_counts(scale))), ("authors_v1", min(4_000, sum(_counts(scale))))):
-        for name, cells in SIZES.items():
+        for name, cells in mazes.SIZES.items():
             lengths = mazes.generate(cells, count, seed=0, posts=posts).lengths()
             found[f"{name} {posts}"] = {
                 "count": count,
@@ -57,7 +56,7 @@ def duplicates(_: Experiment, runs: list[Run], place: Place, scale: str, picture
     """Claim C7: the share of training mazes (same walls, start and end) that occur before, and that have any twin."""
     count, seeds = _counts(scale)[0], (0, 1, 2)
     found: dict[str, Any] = {"count": count, "seeds": list(seeds)}
-    for name, cells in SIZES.items():
+    for name, cells in mazes.SIZES.items():
         surplus, members = [], []
         for seed in seeds:
             times = Counter(mazes.generate(cells, count, seed=seed).keys())
@@ -71,7 +70,7 @@ def disjoint(_: Experiment, runs: list[Run], place: Place, scale: str, pictures:
     """Claim C8: test mazes that are also training mazes, drawn freely and as drawn here, where the known are left out."""
     train_count, test_count = _counts(scale)
     found: dict[str, Any] = {"train": train_count, "test": test_count}
-    for name, cells in SIZES.items():
+    for name, cells in mazes.SIZES.items():
         train, test = mazes.train_and_test(cells, train_count, test_count, seed=0)
         free = mazes.generate(cells, test_count, seed=0, stream=1)
         found[name] = {"without_filter": mazes.overlap(free, train), "as_drawn": mazes.overlap(test, train)}

@@ -10,9 +10,10 @@ from torch import nn
 
 from experiments import models
 from experiments.configs import MAZE_DEPTHS
+from experiments.data.mazes import SIZES
 from experiments.settings import Model, Shape
 
-SIDES = {"small": 9, "medium": 11, "large": 13}  # units without the outer wall
+SIDES = {name: 2 * cells - 1 for name, cells in SIZES.items()}  # units without the outer wall
 
 
 def radius(model: Model) -> int:

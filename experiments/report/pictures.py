@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
 
+from experiments.data.mazes import SIZES
+
 COLOURS = {True: "C0", False: "C1"}
 KINDS = {True: "recurrent", False: "feed-forward"}
 DATA_NAMES = {
@@ -25,7 +27,7 @@ DATA_NAMES = {
     "digits": "digits",
     "mazes": "mazes",
 }
-DATA_NAMES |= {"5": "small mazes", "6": "medium mazes", "7": "large mazes"}
+DATA_NAMES |= {str(cells): f"{name} mazes" for name, cells in SIZES.items()}
 
 
 @contextmanager
@@ -110,9 +112,8 @@ def mazes(path: Path, drawn: dict[str, list[list[int]]]) -> None:
 
 def path_lengths(path: Path, values: dict[str, Any]) -> None:
     """Figure 4: the histograms of the three sizes; bars closed posts, lines the authors' rule."""
-    names = ("small", "medium", "large")
-    with saved(path, 3) as axes:
-        for axis, name in zip(axes, names, strict=True):
+    with saved(path, len(SIZES)) as axes:
+        for axis, name in zip(axes, SIZES, strict=True):
             for posts in ("closed", "authors_v1"):
                 entry = values[f"{name} {posts}"]
                 lengths = [int(length) for length in entry["histogram"]]
