@@ -80,19 +80,34 @@ def set_cpu_precision(precision: str) -> None:
     _cpu_precision = precision
 
 
-def precision_of(device: torch.device, dtype: torch.dtype) -> str:
-    """The arithmetic in force: the cpu backend's mode, or PyTorch's own TF32 switch for convolutions on CUDA."""
+def precision_of(device: torch.device, dtype: torch.dtype, kind: str = "conv") -> str:
+    """The arithmetic in force: the cpu backend's mode, or on CUDA PyTorch's own TF32 switch for a `kind` of layer, "conv" or
+    "linear".
+
+    A compiled module keeps the switch that was in force when it was traced; torch.compiler.reset() forgets it.
+    """
     if device.type == "cpu":
         return _cpu_precision
     if device.type == "cuda" and dtype == torch.float32:
-        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+        return _float32_arithmetic(kind)
     return "exact"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def threads() -> int:
-    """PyTorch's intra-op threads; a constant to torch.compile, which guards every graph by their number."""
+    """PyTorch's intra-op threads; torch.compile guards every graph by their number."""
     return torch.get_num_threads()
+
+
+def _float32_arithmetic(kind: str) -> str:
+    """ "tf32" or "ieee": PyTorch computes in TF32 where its switch for the layer or one above it says so, and nowhere else."""
+    switch = torch.backends.cuda.matmul if kind == "linear" else torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+
+
+# what torch.compiler.assume_constant_result does, but for an import of torch._dynamo that takes as long as that of torch: Dynamo
+# refuses to read these, and would trace no call, and no float32 call on CUDA
+threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_float32_arithmetic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=None)

@@ -268,7 +268,7 @@ def problem_of(call: Prepared) -> Problem:
         call.stages,
         bool(call.norms) and norms.uses_batch_statistics(call.norms[0]),
         call.return_states,
-        dispatch.precision_of(call.x.device, call.x.dtype),
+        dispatch.precision_of(call.x.device, call.x.dtype, "conv" if call.x.dim() == 4 else "linear"),
         call.needs_grad,
         dispatch.threads(),
     )
@@ -385,7 +385,7 @@ def _operator(call: Prepared, backend: str) -> Tensor:
         call.checkpoint,
         call.amount,
         backend,
-        dispatch.precision_of(x.device, x.dtype),
+        dispatch.precision_of(x.device, x.dtype, "conv" if x.dim() == 4 else "linear"),
         dispatch.threads(),
         tensors.means,
         tensors.variances,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,52 @@ def test_cpu_precision() -> None:
             rdk.set_cpu_precision("best")
     finally:
         rdk.set_cpu_precision(before)
+
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def switches() -> Iterator[Any]:
+    """PyTorch's switches for float32, put back afterwards."""
+    owners = (torch.backends, torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [owner.fp32_precision for owner in owners]
+    yield torch.backends
+    for owner, word in zip(owners, before, strict=True):
+        owner.fp32_precision = word
+
+
+def test_float32_on_cuda_follows_the_switch_of_its_layer(switches: Any) -> None:
+    for conv, matmul, expected in (("tf32", "ieee", ("tf32", "ieee")), ("ieee", "tf32", ("ieee", "tf32"))):
+        switches.cudnn.conv.fp32_precision, switches.cuda.matmul.fp32_precision = conv, matmul
+        assert tuple(dispatch.precision_of(CUDA, torch.float32, kind) for kind in ("conv", "linear")) == expected
+    switches.cuda.matmul.fp32_precision = "none"  # as PyTorch starts: the switch above it decides
+    for above, expected in (("none", "ieee"), ("tf32", "tf32"), ("ieee", "ieee")):
+        switches.fp32_precision = above
+        assert dispatch.precision_of(CUDA, torch.float32, "linear") == expected
+    assert dispatch.precision_of(CUDA, torch.bfloat16, "linear") == "exact"
+
+
+@pytest.mark.parametrize(
+    "cls, shape, kind", [(rdk.RecurrentConv, (2, 8, 9, 9), "conv"), (rdk.RecurrentLinear, (2, 8), "linear")]
+)
+def test_a_call_on_cuda_asks_for_its_kind_of_layer_and_can_be_traced(
+    monkeypatch: pytest.MonkeyPatch, cls: Any, shape: tuple[int, ...], kind: str
+) -> None:
+    """Without a GPU: the call of a CPU state is given the answer for a CUDA one."""
+    real, module = dispatch.precision_of, cls(8, 2, backend="eager", checkpoint=1)
+    asked: list[str] = []
+
+    def as_on_cuda(device: torch.device, dtype: torch.dtype, kind: str) -> str:
+        asked.append(kind)
+        return "exact" if real(CUDA, dtype, kind) in ("tf32", "ieee") else "never"
+
+    monkeypatch.setattr(dispatch, "precision_of", as_on_cuda)
+    torch._dynamo.reset()
+    x = torch.randn(shape)
+    torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x))
+    rdk.plan(module, shape)
+    assert set(asked) == {kind}
 
 
 def test_records_are_json_a_person_can_read() -> None:
