@@ -150,11 +150,19 @@ def _check_one(
         return f"{where}refused ({error})", True
     errors = testing.errors(got, exact)
     output, rest = errors.pop("output"), max(errors.values())
-    # float32: the bound of the cpu backend's fast mode; gradients: room for a ReLU mask that flips, which eager shows too
-    bound, gradients = (1e-5, 2e-3) if dtype == torch.float32 else (64 * testing.UNIT[dtype], 0.25)
+    bound, gradients = _bounds(torch.device(device), dtype, "linear" if kind is modules.RecurrentLinear else "conv")
     right = output <= bound and rest <= gradients
     verdict = "right" if right else "WRONG"
     return f"{where}output {output:.1e} (≤ {bound:.0e}), gradients {rest:.1e} (≤ {gradients:.0e}) {verdict}", right
+
+
+def _bounds(device: torch.device, dtype: torch.dtype, kind: str) -> tuple[float, float]:
+    """Of the output and of the gradients, which have room for ReLU masks that flip, as they do in eager too."""
+    if dtype != torch.float32:
+        return 64 * testing.UNIT[dtype], 0.25
+    if dispatch.precision_of(device, dtype, kind) == "tf32":
+        return 64 * testing.UNIT[torch.float16], 0.25  # operands of as many bits as float16 has
+    return 1e-5, 2e-3  # the bound of the cpu backend's fast mode
 
 
 if __name__ == "__main__":

@@ -44,6 +44,33 @@ def test_check_finds_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_check_finds_tf32_right_where_it_is_in_force(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a GPU: convolutions whose operands lose their last 13 bits stand for a healthy card under PyTorch's switches."""
+    conv2d = torch.nn.functional.conv2d
+
+    def shortened(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        short = (tensor.detach().contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return tensor + (short - tensor.detach())
+
+    def tf32(x: torch.Tensor, weight: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        return conv2d(shortened(x), shortened(weight), *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", tf32)
+    monkeypatch.setattr(info, "_places", lambda: [("eager", "cpu", torch.float32)])
+    monkeypatch.setattr(info, "CASES", [case for case in info.CASES if "checkpoint" not in case[1]])  # plain eager only
+    assert info.main(["--check"]) == 1
+    words = {"conv": "tf32", "linear": "ieee"}
+    monkeypatch.setattr(dispatch, "precision_of", lambda device, dtype, kind: words[kind])
+    capsys.readouterr()
+    assert info.main(["--check"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  eager ")]
+    assert [("≤ 1e-05" in line) == ("RecurrentLinear" in line) for line in lines] == [True] * len(info.CASES)
+
+
 def test_a_library_that_is_not_there_or_cannot_be_loaded_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
