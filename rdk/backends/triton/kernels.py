@@ -33,6 +33,15 @@ def _relu(value):
 
 
 @triton.jit
+def _short(value, PRECISION: tl.constexpr):
+    """An operand for the tensor cores: float32 rounded to TF32's ten bits, since they cut off what is left of the others."""
+    if PRECISION == "tf32":
+        rounded = ((value.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        value = tl.where(value == value, rounded, value)  # a NaN of ones alone would carry into the sign
+    return value
+
+
+@triton.jit
 def _normalise(value, affine_ptr, c, C: tl.constexpr):
     """(value - mean) * scale + beta by channel c; the mean goes first, so that a large one cancels exactly."""
     on = c < C
@@ -142,7 +151,7 @@ _POINTERS = [
 @triton.jit(do_not_specialize=_SCALARS, do_not_specialize_on_alignment=_POINTERS)
 def conv3x3_kernel(
     x_ptr,  # (P, C) the input; a pre-norm map with affine_ptr; a gradient
-    weight_ptr,  # (C out, TAPS, C in)
+    weight_ptr,  # (C out, TAPS, C in), in TF32 of ten bits: see prepared.py
     out_ptr,  # (P, C)
     affine_ptr,  # (3, C) mean, scale, beta: the input is normalised on load, with X_RELU also rectified
     z_ptr,  # (P, C), with coefficient_ptr (4, C): x is the gradient after a norm and is taken through it on load
@@ -236,6 +245,7 @@ def conv3x3_kernel(
         if WIDEN:
             operand = operand.to(tl.float32)
             weight = weight.to(tl.float32)
+        operand = _short(operand, PRECISION)
         accumulator = tl.dot(operand, tl.trans(weight), accumulator, input_precision=PRECISION)
 
     if PARTS == 1:
@@ -370,6 +380,8 @@ def weight_gradient_kernel(
         if WIDEN:
             operand = operand.to(tl.float32)
             grad = grad.to(tl.float32)
+        grad = _short(grad, PRECISION)
+        operand = _short(operand, PRECISION)
         accumulator = tl.dot(tl.trans(grad), operand, accumulator, input_precision=PRECISION)
     tl.store(partials, accumulator, mask=keep_partials)
 

@@ -14,19 +14,24 @@ from rdk.backends.triton.setting import Setting
 
 
 def weight(call: Call, index: int) -> Tensor:
-    """Weight `index` as (C out, TAPS, C in); no copy where it is channels_last already."""
-    return _kept(call, "weight", index, lambda: _packed(call.weights[index]))
+    """Weight `index` as (C out, TAPS, C in); no copy where it is channels_last already and is not rounded to TF32."""
+    return _kept(call, "weight", index, lambda: _packed(call, call.weights[index]))
 
 
 def transposed_weight(call: Call, index: int) -> Tensor:
     """The same as (C in, TAPS, C out), for the input gradient."""
-    return _kept(call, "transposed weight", index, lambda: _packed(call.weights[index].transpose(0, 1)))
+    return _kept(call, "transposed weight", index, lambda: _packed(call, call.weights[index].transpose(0, 1)))
 
 
-def _packed(tensor: Tensor) -> Tensor:
-    if tensor.dim() == 2:
-        return tensor.contiguous()
-    return tensor.contiguous(memory_format=torch.channels_last)
+def _packed(call: Call, tensor: Tensor) -> Tensor:
+    packed = tensor.contiguous() if tensor.dim() == 2 else tensor.contiguous(memory_format=torch.channels_last)
+    return rounded_to_tf32(packed) if call.problem.precision == "tf32" else packed
+
+
+def rounded_to_tf32(tensor: Tensor) -> Tensor:
+    """A float32 tensor rounded to ten bits of mantissa, once for all the tiles that would do it; halves away from zero."""
+    bits = tensor.view(torch.int32).add(0x1000).bitwise_and_(-0x2000)
+    return torch.where(tensor == tensor, bits.view(torch.float32), tensor)  # a NaN may have carried into the sign
 
 
 def _kept(call: Call, name: str, index: int, make: Callable[[], Tensor]) -> Tensor:

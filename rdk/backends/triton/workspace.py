@@ -27,6 +27,7 @@ def peak_bytes(problem: Problem) -> int:
     maps = block * (stages + built) + 5 + skips + (1 if problem.inject else 0)
     weight = setting.columns * channels
     weights = 2 * stages if problem.tied else 2
+    weights += 2 if problem.precision == "tf32" else 0  # while one is rounded
     partials = setting.splits * (stages if problem.tied else 1)
     vectors = setting.tiles * channels * (2 + stages)
     if problem.norm:
