@@ -44,6 +44,13 @@ def test_the_nearest_entry_serves() -> None:
     assert configurations.nearest(entries, "half", 512, 10**6) is entries[2]
 
 
+def test_of_entries_as_near_that_of_most_channels_serves() -> None:
+    """A linear layer of 1024 features on 8192 rows is as far from 128 channels on 4096 pixels as from 256 on 65536."""
+    h200 = configurations.device_named("NVIDIA H200", (9, 0))
+    for entries in (h200.conv, h200.conv[::-1]):
+        assert configurations.nearest(entries, "half", 1024, 8192).channels == 256
+
+
 @pytest.mark.parametrize(
     "device", [d for d in configurations.devices() if d.name != "interpreter"], ids=lambda d: d.name
 )

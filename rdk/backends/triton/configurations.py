@@ -152,9 +152,10 @@ def present_device(device: torch.device) -> Device:
 
 
 def nearest(entries: tuple[Entry, ...], arithmetic: str, channels: int, pixels: int) -> Entry:
-    """The entry chosen for the problem most like this one; the first of equals."""
+    """The entry chosen for the problem most like this one; of equals that of most channels, whose tile reads least."""
 
-    def distance(entry: Entry) -> float:
-        return CHANNEL_WEIGHT * abs(log2(entry.channels / channels)) + abs(log2(entry.pixels / pixels))
+    def distance(entry: Entry) -> tuple[float, int]:
+        far = CHANNEL_WEIGHT * abs(log2(entry.channels / channels)) + abs(log2(entry.pixels / pixels))
+        return round(far, 9), -entry.channels
 
     return min((entry for entry in entries if entry.arithmetic == arithmetic), key=distance)
