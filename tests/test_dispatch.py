@@ -166,6 +166,18 @@ def test_iterations_beyond_the_most_measured_count_as_the_most(monkeypatch: pyte
     assert "0.60 times" in str(measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(4, 2), X)))
 
 
+def test_rows_that_triton_loads_in_vectors_do_not_speak_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """304 channels of float32 are whole vectors of 16 bytes, 301 are not."""
+    monkeypatch.setattr(measured, "device_name", lambda device: "a card")
+    for backend, near in (("triton", False), ("cpu", True)):
+        found = table(2.0, channels=304) | {"backend": backend, "device": "a card"}
+        monkeypatch.setattr(measured, "tables", lambda found=found: [found])
+        asked = problem(rdk.RecurrentConv(301, 3), torch.randn(2, 301, 5, 5))
+        assert (measured.slower_than_eager(backend, asked) is None) == near
+        found["records"] += table(2.0, channels=299)["records"]
+        assert measured.slower_than_eager(backend, asked) is None
+
+
 def test_a_table_of_one_instruction_set_does_not_speak_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(rdk.RecurrentConv(4, 3), X)
     tables = {name: table(speedup) | {"device": f"cpu {name}"} for name, speedup in (("avx512", 2.0), ("avx2", 0.8))}

@@ -69,6 +69,15 @@ def test_every_device_serves_every_problem(device: configurations.Device, dtype:
             assert 1 <= setting.run_length(10) <= 10 and setting.run_length(1) == 1
 
 
+@pytest.mark.parametrize("channels,dtype", [(300, torch.bfloat16), (301, torch.float32), (150, torch.float16)])
+def test_rows_of_no_multiple_of_16_bytes_take_small_tiles(channels: int, dtype: torch.dtype) -> None:
+    device = configurations.device_named("NVIDIA H200", (9, 0))
+    small, whole = (make_setting(device, (128, c, 16, 16), dtype, "tf32", 132) for c in (channels, 304))
+    assert small.conv.block_pixels * small.conv.block_out <= 64 * 64 < whole.conv.block_pixels * whole.conv.block_out
+    assert small.weight_gradient.block_out * small.weight_gradient.block_columns <= 64 * 64
+    assert small.conv.block_in <= 32 and small.weight_gradient.block_pixels <= 32
+
+
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 7"):
         configurations.parse({"format": 7, "devices": []})

@@ -33,6 +33,7 @@ from rdk.backends.base import Problem
 FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
 MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
+VECTOR_BYTES = 16  # the triton backend's loads: rows of other sizes are loaded element by element, by other tiles
 
 Record = dict[str, Any]
 
@@ -70,7 +71,7 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
     if table is None:
         return f"nobody has measured it on {name!r}"
-    comparable = [record for record in table["records"] if _comparable(record, problem)]
+    comparable = [record for record in table["records"] if _comparable(backend, record, problem)]
     # more iterations than were measured cost the same each: they are no reason to take a problem for unknown
     iterations = min(problem.iterations, max((record["iterations"] for record in comparable), default=0))
     distances = [(_distance(record, problem, iterations), record) for record in comparable]
@@ -85,7 +86,10 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     return None
 
 
-def _comparable(record: Record, problem: Problem) -> bool:
+def _comparable(backend: str, record: Record, problem: Problem) -> bool:
+    whole = record["channels"] * problem.dtype.itemsize % VECTOR_BYTES == 0
+    if backend == "triton" and whole != (problem.channels * problem.dtype.itemsize % VECTOR_BYTES == 0):
+        return False
     return bool(
         (record["kind"] == "linear") == (problem.kind == "linear")
         and record["pass"] == ("training" if problem.needs_grad else "forward")

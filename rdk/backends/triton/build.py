@@ -35,10 +35,6 @@ class Built:
     matrix_instructions: dict[str, int]  # HGMMA, HMMA, UTCHMMA …: how often each stands in the code
     load_bytes: dict[int, int]  # bytes a thread moves per instruction -> how many such global loads stand in the code
 
-    @property
-    def widest_load(self) -> int:
-        return max(self.load_bytes, default=0)
-
 
 def compile_ahead(launch: Launch, capability: int) -> Built:
     """Compiles `launch` for sm_<capability>. Raises RuntimeError where kernels are interpreted."""
@@ -48,15 +44,20 @@ def compile_ahead(launch: Launch, capability: int) -> Built:
 
     if not isinstance(launch.kernel, triton.runtime.JITFunction):
         raise RuntimeError("rdk: TRITON_INTERPRET is set, and interpreted kernels cannot be compiled. Unset it.")
-    signature, constants = {}, dict(launch.constants)
-    for name in launch.kernel.arg_names:
+    signature, constants, attributes = {}, dict(launch.constants), {}
+    for position, parameter in enumerate(launch.kernel.params):
+        name = parameter.name
         if name in launch.constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = _type_of(launch.arguments[name])
-        if launch.arguments[name] is None:
+        value = launch.arguments[name]
+        signature[name] = _type_of(value)
+        if value is None:
             constants[name] = None
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants)
+        specialised = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        if isinstance(value, Tensor) and specialised and value.data_ptr() % 16 == 0:  # as triton's own launcher does
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _read(launch.kernel.fn.__name__, capability, compiled)

@@ -58,6 +58,9 @@ class Numbers:
     norm_gradient_on_load_bytes: (
         int  # maps up to this size go through BatchNorm's backward on load, larger ones in a pass
     )
+    norm_gradient_on_load_out: int  # output channels of such a program at most: it holds more, and wider ones spill
+    unaligned_block: int  # widest block, and channels or pixels per step, where rows are no multiples of 16 bytes: such
+    unaligned_step: int  # operands come element by element through registers, and larger tiles spill
     pointwise_elements: int  # elements per program of pointwise kernels
     merge_tiles: int  # tiles and channels per step of kernels that merge per-tile sums
     merge_channels: int

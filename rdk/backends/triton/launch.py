@@ -117,7 +117,7 @@ def conv3x3(
 
     weight: (C out, TAPS, C in) dense; flip takes its taps last first, as the input gradient does.
     """
-    tile, channels = setting.conv, setting.channels
+    tile, channels = setting.conv if through_norm is None else setting.conv_on_load, setting.channels
     arguments = {
         "x_ptr": source.map,
         "weight_ptr": weight,

@@ -34,7 +34,6 @@ REGISTERS, THREADS, SHARED = (
     2_048,
     233_472,
 )  # of one multiprocessor; a block takes 1 KiB of shared memory beside its own
-NOT_MEASURED = "not measured"
 
 
 class Row(NamedTuple):
@@ -48,6 +47,7 @@ class Row(NamedTuple):
     tile: str
     warps: int
     stages: int
+    origin: str
     built: Built
 
 
@@ -72,7 +72,7 @@ def row_of(item: shipped.Shipped) -> Row:
     built = compile_ahead(item.launch, item.capability)
     return Row(
         item.device, item.capability, item.arithmetic, item.channels, item.use, _tile(item.launch.constants),
-        item.launch.warps, item.launch.stages, built,
+        item.launch.warps, item.launch.stages, item.origin, built,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def configuration_table(rows: Iterable[Row]) -> str:
     """What the compiler made of every shipped configuration."""
     lines = [
         "| device | sm | arithmetic | C | use | tile | warps | stages | registers | stack | spills | shared KiB (limit) "
-        "| matrix instructions | bytes per load (count) | measured |",
+        "| matrix instructions | bytes per load (count) | tile chosen by |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -95,7 +95,7 @@ def configuration_table(rows: Iterable[Row]) -> str:
         lines.append(
             f"| {row.device} | {row.capability} | {row.arithmetic} | {row.channels} | {row.use} | {row.tile} | {row.warps} "
             f"| {row.stages} | {b.registers} | {b.stack_bytes} | {b.spilled} | {b.shared_bytes / 1024:.1f} "
-            f"({SHARED_LIMITS[row.capability] // 1024}) | {matrix} | {loads} | {NOT_MEASURED} |"
+            f"({SHARED_LIMITS[row.capability] // 1024}) | {matrix} | {loads} | {row.origin} |"
         )
     return "\n".join(lines)
 
@@ -186,8 +186,8 @@ def floor_table(found: Iterable[Floor]) -> str:
     """The model's table: arithmetic, no measurement."""
     lines = [
         "| workload | launch | GFLOP | HBM MB | L2 MB | FLOP per L2 byte | programs | resident per SM | waves | tensor cores µs "
-        "| L2 µs | HBM µs | bound by | predicted at least µs | measured |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| L2 µs | HBM µs | bound by | predicted at least µs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for f in found:
         times = f.times
@@ -195,7 +195,7 @@ def floor_table(found: Iterable[Floor]) -> str:
         lines.append(
             f"| {f.workload} | {f.use} | {f.flop / 1e9:.1f} | {f.hbm_bytes / 1e6:.1f} | {f.l2_bytes / 1e6:.0f} "
             f"| {f.flop / f.l2_bytes:.0f} | {f.programs} | {f.resident} | {f.waves:.2f} | {times['tensor cores']:.1f} "
-            f"| {times['L2']:.1f} | {times['HBM']:.1f} | {bound} | {times[bound]:.1f} | {NOT_MEASURED} |"
+            f"| {times['L2']:.1f} | {times['HBM']:.1f} | {bound} | {times[bound]:.1f} |"
         )
     return "\n".join(lines)
 

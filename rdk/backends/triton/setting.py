@@ -45,6 +45,11 @@ class Setting:
         return self.geometry.pixels
 
     @property
+    def conv_on_load(self) -> ConvTile:
+        """The tile of a gradient that goes through a norm on load; its pixels are those of the others."""
+        return replace(self.conv, block_out=min(self.conv.block_out, self.numbers.norm_gradient_on_load_out))
+
+    @property
     def tiles(self) -> int:
         """Pixel tiles of conv3x3_kernel: rows of statistics and of gradient sums."""
         return ceil_div(self.pixels, self.conv.block_pixels)
@@ -140,6 +145,8 @@ def make_setting(
         weight_gradient = found
     taps = 9 if len(shape) == 4 else 1
     widest = max(16, 1 << (channels - 1).bit_length())
+    if channels * dtype.itemsize % 16:
+        conv, weight_gradient = _for_unaligned_rows(own.numbers, conv, weight_gradient)
     return Setting(
         channels=channels,
         taps=taps,
@@ -152,6 +159,27 @@ def make_setting(
         ),
         numbers=own.numbers,
         multiprocessors=multiprocessors,
+    )
+
+
+def _for_unaligned_rows(
+    numbers: Numbers, conv: ConvTile, weight_gradient: WeightGradientTile
+) -> tuple[ConvTile, WeightGradientTile]:
+    """Smaller tiles, and no more stages than two: what comes through registers is not copied ahead."""
+    block, step = numbers.unaligned_block, numbers.unaligned_step
+    return replace(
+        conv,
+        block_pixels=min(conv.block_pixels, block),
+        block_out=min(conv.block_out, block),
+        block_in=min(conv.block_in, step),
+        stages=min(conv.stages, 2),
+        parts=1,
+    ), replace(
+        weight_gradient,
+        block_out=min(weight_gradient.block_out, block),
+        block_columns=min(weight_gradient.block_columns, block),
+        block_pixels=min(weight_gradient.block_pixels, step),
+        stages=min(weight_gradient.stages, 2),
     )
 
 

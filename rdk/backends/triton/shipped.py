@@ -15,10 +15,22 @@ from rdk.backends.triton.setting import Setting, make_setting
 
 # a device's own configurations are compiled for it; the default serves every device from capability 8.0 on
 CAPABILITIES = {"default": (80, 90, 100), "NVIDIA H200": (90,)}
-FORWARD = ("forward", "normalising", "known norm")
-BACKWARD = ("input gradient", "input gradient through a norm")
+FORWARD = ("forward", "measuring", "normalising", "known norm")
+BACKWARD = ("input gradient", "input gradient to a norm", "input gradient through a norm")
 WEIGHT_GRADIENT = ("weight gradient", "weight gradient, normalising")
 AROUND_NORMS = ("finish", "norm gradient", "gradient sums", "statistics", "sums to gradients", "reduction")
+
+
+# what entries serve that were chosen for something else: channels, whether linear, dtype, and what is said of it after the use
+OTHERS = (
+    (96, False, torch.bfloat16, ""),
+    (192, False, torch.bfloat16, ""),
+    (256, True, torch.bfloat16, " of a linear layer"),
+    (128, False, torch.float16, " in float16"),
+    (300, False, torch.bfloat16, ""),  # rows of 600 bytes, no multiple of 16
+)
+USES_OF_OTHERS = ("forward", "input gradient through a norm", "weight gradient, normalising")
+PIXELS_OF_OTHERS = 65536
 
 
 class Shipped(NamedTuple):
@@ -30,6 +42,7 @@ class Shipped(NamedTuple):
     channels: int
     pixels: int
     use: str
+    origin: str  # of the tile: see configurations.Entry
     launch: Launch
 
 
@@ -46,22 +59,28 @@ def all_shipped(capabilities: dict[str, tuple[int, ...]] | None = None) -> Itera
             for entry in device.weight_gradient:
                 yield from _of_entry(device, capability, entry, WEIGHT_GRADIENT)
             yield from _of_entry(device, capability, device.conv[1], AROUND_NORMS)
+            yield from _of_others(device, capability)
 
 
 def _of_entry(device: Device, capability: int, entry: Entry, uses: tuple[str, ...]) -> Iterator[Shipped]:
-    shape = (entry.pixels // 64, entry.channels, 8, 8)
-    setting = make_setting(
-        device,
-        shape,
-        dtype_of(entry.arithmetic),
-        "tf32" if entry.arithmetic == "tf32" else "ieee",
-        device.numbers.multiprocessors,
-    )
+    precision = "tf32" if entry.arithmetic == "tf32" else "ieee"
+    dtype, count = dtype_of(entry.arithmetic), device.numbers.multiprocessors
+    setting = make_setting(device, (entry.pixels // 64, entry.channels, 8, 8), dtype, precision, count)
     for use in uses:
-        yield Shipped(
-            device.name, capability, entry.arithmetic, entry.channels, entry.pixels, use,
-            launch_of(setting, dtype_of(entry.arithmetic), use),
-        )  # fmt: skip
+        built = launch_of(setting, dtype, use)
+        yield Shipped(device.name, capability, entry.arithmetic, entry.channels, entry.pixels, use, entry.origin, built)
+
+
+def _of_others(device: Device, capability: int) -> Iterator[Shipped]:
+    pixels = PIXELS_OF_OTHERS
+    for channels, linear, dtype, said in OTHERS:
+        shape = (pixels, channels) if linear else (pixels // 64, channels, 8, 8)
+        setting = make_setting(device, shape, dtype, "exact", device.numbers.multiprocessors)
+        for use in USES_OF_OTHERS:
+            entries = device.weight_gradient if use in WEIGHT_GRADIENT else device.conv
+            origin = configurations.nearest(entries, "half", channels, pixels).origin
+            built = launch_of(setting, dtype, use)
+            yield Shipped(device.name, capability, "half", channels, pixels, use + said, origin, built)
 
 
 def launch_of(setting: Setting, dtype: torch.dtype, use: str, dilation: int = 1) -> Launch:
@@ -86,6 +105,8 @@ def launch_of(setting: Setting, dtype: torch.dtype, use: str, dilation: int = 1)
         return launch.conv3x3(
             setting, dilation, plain, weight, a_map(), bias=bias, add_a=a_map(), add_b=a_map(), relu=True
         )
+    if use == "measuring":
+        return launch.conv3x3(setting, dilation, plain, weight, a_map(), bias=bias, statistics=two)
     if use == "normalising":
         return launch.conv3x3(setting, dilation, normed, weight, a_map(), bias=bias, statistics=two)
     if use == "known norm":
@@ -106,11 +127,11 @@ def launch_of(setting: Setting, dtype: torch.dtype, use: str, dilation: int = 1)
             mask=plain,
             sums=Sums(one),
         )
-    if use == "input gradient through a norm":
-        through = NormGradient(a_map(), coefficients, a_map())
+    if use in ("input gradient to a norm", "input gradient through a norm"):
+        through = NormGradient(a_map(), coefficients, a_map()) if use.endswith("through a norm") else None
         return launch.conv3x3(
-            setting, dilation, plain, weight, a_map(), flip=True, through_norm=through, add_a=a_map(), mask=normed,
-            sums=summed,
+            setting, dilation, plain, weight, a_map(), flip=True, through_norm=through, add_a=a_map(), add_b=a_map(),
+            mask=normed, sums=summed,
         )  # fmt: skip
     if use == "weight gradient":
         return launch.weight_gradient(
