@@ -4,7 +4,7 @@
     --channels, --pixels, --dtypes   the problems to tune for
 
 Nothing is tuned while a user's program runs: this is the only place. A tile is timed only after its result was compared with
-PyTorch's own.
+PyTorch's own, and kept only if every launch that takes its tile compiles, fits the device and spills no register.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdk.backends.layout import channels_last
-from rdk.backends.triton import configurations
+from rdk.backends.triton import build, configurations, shipped
 from rdk.backends.triton.configurations import ConvTile, Device, Entry, WeightGradientTile
+from rdk.backends.triton.launch import Launch
 from rdk.backends.triton.setting import Setting, arithmetic_of, make_setting
 
+Tile = ConvTile | WeightGradientTile
+Compiler = Callable[[Launch], build.Built]  # ahead of time, for the device that is tuned
 Timer = Callable[[Callable[[], None]], float]  # a function's median time in milliseconds
 
 CONV_TILES = [
@@ -53,11 +56,22 @@ class TuningProblem(NamedTuple):
     precision: str  # "tf32" or "ieee" for float32
 
 
+class Bench(NamedTuple):
+    """What tiles are tried with."""
+
+    own: Device
+    device: torch.device
+    timer: Timer
+    compiler: Compiler
+    shared_limit: int  # bytes of shared memory that one program may have
+    report: Callable[[str], None]
+
+
 class Outcome(NamedTuple):
     """The fastest tile of a problem and every time, in milliseconds; None stands for a tile that did not run or was wrong."""
 
     entry: Entry
-    times: dict[ConvTile | WeightGradientTile, float | None]
+    times: dict[Tile, float | None]
 
 
 def tune(
@@ -65,19 +79,22 @@ def tune(
     device: torch.device,
     problems: Iterable[TuningProblem],
     timer: Timer,
+    compiler: Compiler,
+    shared_limit: int,
     conv_tiles: Sequence[ConvTile] = CONV_TILES,
     weight_gradient_tiles: Sequence[WeightGradientTile] = WEIGHT_GRADIENT_TILES,
     report: Callable[[str], None] = print,
 ) -> Device:
     """`own` with the entry of every problem replaced by the fastest tile measured, in both lists."""
+    bench = Bench(own, device, timer, compiler, shared_limit, report)
     conv, weights = list(own.conv), list(own.weight_gradient)
     for problem in problems:
         for outcome, entries in (
-            (_tune_conv(own, device, problem, timer, conv_tiles), conv),
-            (_tune_weight_gradient(own, device, problem, timer, weight_gradient_tiles), weights),
+            (_tune_conv(bench, problem, conv_tiles), conv),
+            (_tune_weight_gradient(bench, problem, weight_gradient_tiles), weights),
         ):
             if outcome is None:
-                report(f"{problem}: no tile ran and was right; the entry stays as it is")
+                report(f"{problem}: no tile ran, was right and can be compiled for every use; the entry stays as it is")
                 continue
             report(
                 f"{problem}: {outcome.entry.tile} {outcome.times[outcome.entry.tile]:.4f} ms, of {len(outcome.times)} tiles"
@@ -99,81 +116,109 @@ def _tensors(problem: TuningProblem, device: torch.device) -> tuple[Tensor, Tens
 
 
 def _setting(
-    own: Device,
-    device: torch.device,
+    bench: Bench,
     problem: TuningProblem,
     conv: ConvTile | None = None,
     weight_gradient: WeightGradientTile | None = None,
 ) -> Setting:
-    count = own.numbers.multiprocessors
-    if device.type == "cuda":
-        count = torch.cuda.get_device_properties(device).multi_processor_count
+    count = bench.own.numbers.multiprocessors
+    if bench.device.type == "cuda":
+        count = torch.cuda.get_device_properties(bench.device).multi_processor_count
     return make_setting(
-        own, problem.shape, problem.dtype, problem.precision, count, device.type == "cpu", conv, weight_gradient
-    )
+        bench.own, problem.shape, problem.dtype, problem.precision, count, bench.device.type == "cpu", conv,
+        weight_gradient,
+    )  # fmt: skip
 
 
-def _tune_conv(
-    own: Device, device: torch.device, problem: TuningProblem, timer: Timer, tiles: Sequence[ConvTile]
-) -> Outcome | None:
+def _tune_conv(bench: Bench, problem: TuningProblem, tiles: Sequence[ConvTile]) -> Outcome | None:
     from rdk.backends.triton import launch
 
-    x, skip, weight = _tensors(problem, device)
+    x, skip, weight = _tensors(problem, bench.device)
     expected = torch.relu(F.conv2d(x.double(), weight.double(), padding=1) + skip.double())
-    times: dict[ConvTile | WeightGradientTile, float | None] = {}
-    for tile in tiles:
-        setting, out = _setting(own, device, problem, conv=tile), torch.empty_like(x)
+    settings: dict[Tile, Setting] = {tile: _setting(bench, problem, conv=tile) for tile in tiles}
+    times: dict[Tile, float | None] = {}
+    for tile, setting in settings.items():
+        out = torch.empty_like(x)
         run = launch.conv3x3(setting, 1, launch.Operand(x), weight, out, add_a=skip, relu=True).run
-        times[tile] = _timed(run, out, expected, timer)
-    return _fastest(problem, times)
+        times[tile] = _timed(bench, run, out, expected)
+    return _fastest(bench, problem, times, settings, (*shipped.FORWARD, *shipped.BACKWARD))
 
 
-def _tune_weight_gradient(
-    own: Device, device: torch.device, problem: TuningProblem, timer: Timer, tiles: Sequence[WeightGradientTile]
-) -> Outcome | None:
+def _tune_weight_gradient(bench: Bench, problem: TuningProblem, tiles: Sequence[WeightGradientTile]) -> Outcome | None:
     from rdk.backends.triton import launch
 
-    x, grad, weight = _tensors(problem, device)
+    x, grad, weight = _tensors(problem, bench.device)
     expected = torch.ops.aten.convolution_backward(
         grad.double(), x.double(), weight.double(), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
     )[1]
-    times: dict[ConvTile | WeightGradientTile, float | None] = {}
-    for tile in tiles:
-        setting, out = _setting(own, device, problem, weight_gradient=tile), torch.empty_like(weight)
-        partial = torch.empty(setting.splits, setting.channels, setting.columns, device=device)
+    settings: dict[Tile, Setting] = {tile: _setting(bench, problem, weight_gradient=tile) for tile in tiles}
+    times: dict[Tile, float | None] = {}
+    for tile, setting in settings.items():
+        out = torch.empty_like(weight)
+        partial = torch.empty(setting.splits, setting.channels, setting.columns, device=bench.device)
         grads, inputs = launch.Series(grad[None]), launch.Series(x[None])
         product = launch.weight_gradient(setting, 1, grads, inputs, partial, 1, carry=False)
         reduction = launch.weight_gradient_reduce(setting, partial, out)
 
-        def run(launches: tuple[launch.Launch, ...] = (product, reduction)) -> None:
+        def run(launches: tuple[Launch, ...] = (product, reduction)) -> None:
             for each in launches:
                 each.run()
 
-        times[tile] = _timed(run, out, expected, timer)
-    return _fastest(problem, times)
+        times[tile] = _timed(bench, run, out, expected)
+    return _fastest(bench, problem, times, settings, shipped.WEIGHT_GRADIENT)
 
 
-def _timed(run: Callable[[], None], out: Tensor, expected: Tensor, timer: Timer) -> float | None:
-    """A tile's time; None where it asks for more than the device has, or is wrong."""
-    from triton.runtime.errors import OutOfResources
+def _timed(bench: Bench, run: Callable[[], None], out: Tensor, expected: Tensor) -> float | None:
+    """A tile's time; None where it does not compile, asks for more than the device has, or is wrong."""
+    from triton.errors import TritonError
 
     out.fill_(torch.nan)
     try:
         run()
-    except OutOfResources:
+    except (TritonError, RuntimeError) as error:  # a pass of the compiler that fails raises RuntimeError
+        bench.report(f"  a tile does not run: {_first_line(error)}")
         return None
     distance = (out.double() - expected).norm() / expected.norm()
-    return timer(run) if bool(distance <= TOLERANCE[out.dtype]) else None
+    return bench.timer(run) if bool(distance <= TOLERANCE[out.dtype]) else None
 
 
-def _fastest(problem: TuningProblem, times: dict[ConvTile | WeightGradientTile, float | None]) -> Outcome | None:
+def _fastest(
+    bench: Bench,
+    problem: TuningProblem,
+    times: dict[Tile, float | None],
+    settings: dict[Tile, Setting],
+    uses: Sequence[str],
+) -> Outcome | None:
+    """The fastest tile that serves every use: what is timed is one of them, and others hold more."""
     ran = {tile: time for tile, time in times.items() if time is not None}
-    if not ran:
-        return None
-    batch, channels, height, width = problem.shape
-    arithmetic = arithmetic_of(problem.dtype, problem.precision)
-    tile = min(ran, key=lambda tile: ran[tile])
-    return Outcome(Entry(arithmetic, channels, batch * height * width, "measured", tile), times)
+    for tile in sorted(ran, key=lambda tile: ran[tile]):
+        reason = _unfit(bench, settings[tile], problem.dtype, uses)
+        if reason is None:
+            batch, channels, height, width = problem.shape
+            arithmetic = arithmetic_of(problem.dtype, problem.precision)
+            return Outcome(Entry(arithmetic, channels, batch * height * width, "measured", tile), times)
+        bench.report(f"  {tile} is left out: {reason}")
+    return None
+
+
+def _unfit(bench: Bench, setting: Setting, dtype: torch.dtype, uses: Sequence[str]) -> str | None:
+    """Why a tile cannot serve all `uses`; None where it can."""
+    from triton.errors import TritonError
+
+    for use in uses:
+        try:
+            built = bench.compiler(shipped.launch_of(setting, dtype, use))
+        except (TritonError, RuntimeError) as error:
+            return f"{use} does not compile: {_first_line(error)}"
+        if built.shared_bytes > bench.shared_limit:
+            return f"{use} takes {built.shared_bytes} bytes of shared memory, of {bench.shared_limit}"
+        if built.spilled or built.stack_bytes:
+            return f"{use} spills registers ({built.spilled} instructions)"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def written(devices: Sequence[Device], tuned: Device) -> str:
@@ -214,8 +259,13 @@ def main(arguments: list[str] | None = None) -> int:
     def timer(run: Callable[[], None]) -> float:
         return float(do_bench(run, return_mode="median"))
 
+    def compiler(launch: Launch) -> build.Built:
+        return build.compile_ahead(launch, 10 * capability[0] + capability[1])
+
+    problems = problems_of(chosen.channels, chosen.pixels, chosen.dtypes)
+    shared_limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     with torch.no_grad():
-        tuned = tune(start, device, problems_of(chosen.channels, chosen.pixels, chosen.dtypes), timer)
+        tuned = tune(start, device, problems, timer, compiler, shared_limit)
     chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")
     print(
         f"rdk.tune: wrote {chosen.output}; `python -m rdk.backends.triton.report` shows what the compiler makes of it."

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rdk import tune
-from rdk.backends.triton import configurations, launch
+from rdk.backends.triton import build, configurations, launch
 from rdk.backends.triton.configurations import ConvTile, WeightGradientTile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,6 +28,13 @@ def stopwatch(times: list[float]) -> Callable[[Callable[[], None]], float]:
     return timer
 
 
+LIMIT = 100_000
+
+
+def built(launch: launch.Launch, shared_bytes: int = LIMIT, spilled: int = 0) -> build.Built:
+    return build.Built(launch.kernel.fn.__name__, 90, 64, 0, spilled, shared_bytes, {}, {})
+
+
 def own() -> configurations.Device:
     return configurations.device_named("interpreter", (0, 0))
 
@@ -35,7 +42,7 @@ def own() -> configurations.Device:
 def test_the_fastest_tile_is_kept_and_the_file_can_be_read_back() -> None:
     said: list[str] = []
     timer = stopwatch([3.0, 1.0, 2.0, 5.0, 4.0])
-    tuned = tune.tune(own(), DEVICE, [PROBLEM], timer, CONV, WEIGHTS, said.append)
+    tuned = tune.tune(own(), DEVICE, [PROBLEM], timer, built, LIMIT, CONV, WEIGHTS, said.append)
     entry = configurations.nearest(tuned.conv, "ieee", 3, 16)
     assert (entry.tile, entry.origin, entry.pixels) == (CONV[1], "measured", 16)
     assert configurations.nearest(tuned.weight_gradient, "ieee", 3, 16).tile == WEIGHTS[1]
@@ -43,7 +50,9 @@ def test_the_fastest_tile_is_kept_and_the_file_can_be_read_back() -> None:
     text = tune.written(configurations.devices(), tuned)
     read = configurations.parse(json.loads(text))
     assert read[0] == tuned and len(read) == len(configurations.devices())
-    again = tune.tune(tuned, DEVICE, [PROBLEM], stopwatch([1.0, 2.0, 3.0, 1.0, 2.0]), CONV, WEIGHTS, said.append)
+    again = tune.tune(
+        tuned, DEVICE, [PROBLEM], stopwatch([1.0, 2.0, 3.0, 1.0, 2.0]), built, LIMIT, CONV, WEIGHTS, said.append
+    )
     assert len(again.conv) == len(tuned.conv)  # replaced, not added
     assert configurations.nearest(again.conv, "ieee", 3, 16).tile == CONV[0]
 
@@ -56,9 +65,52 @@ def test_a_wrong_tile_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
             right(self)
 
     monkeypatch.setattr(launch.Launch, "run", run)
-    tuned = tune.tune(own(), DEVICE, [PROBLEM], stopwatch([3.0, 2.0, 1.0]), CONV, WEIGHTS, lambda line: None)
+    tuned = tune.tune(
+        own(), DEVICE, [PROBLEM], stopwatch([3.0, 2.0, 1.0]), built, LIMIT, CONV, WEIGHTS, lambda line: None
+    )
     assert configurations.nearest(tuned.conv, "ieee", 3, 16).tile == CONV[2]
     assert configurations.nearest(tuned.weight_gradient, "ieee", 3, 16).tile == WEIGHTS[0]
+
+
+def test_a_tile_that_one_use_cannot_take_is_left_out() -> None:
+    """The fastest asks for too much shared memory where a gradient goes through a norm, the next spills in another use."""
+
+    def compiler(launched: launch.Launch) -> build.Built:
+        through_norm = launched.arguments.get("coefficient_ptr") is not None
+        if launched.constants["BLOCK_P"] == 64 and through_norm:
+            return built(launched, shared_bytes=LIMIT + 1)
+        if launched.constants["BLOCK_P"] == 32 and launched.arguments.get("statistics_ptr") is not None:
+            return built(launched, spilled=3)
+        return built(launched)
+
+    said: list[str] = []
+    timer = stopwatch([3.0, 2.0, 1.0, 1.0, 2.0])
+    tuned = tune.tune(own(), DEVICE, [PROBLEM], timer, compiler, LIMIT, CONV, WEIGHTS, said.append)
+    assert configurations.nearest(tuned.conv, "ieee", 3, 16).tile == CONV[0]
+    assert "input gradient through a norm takes 100001 bytes" in said[0] and "measuring spills" in said[1]
+
+
+def test_tiles_that_do_not_compile_are_left_out_and_the_entry_stays_where_none_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from triton.runtime.errors import PTXASError
+
+    right = launch.Launch.run
+
+    def run(self: launch.Launch) -> None:
+        if self.constants.get("BLOCK_P") == 64:
+            raise PTXASError("ptxas: out of registers")
+        right(self)
+
+    def compiler(launched: launch.Launch) -> build.Built:
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(launch.Launch, "run", run)
+    said: list[str] = []
+    timer = stopwatch([2.0, 1.0, 1.0, 2.0])
+    tuned = tune.tune(own(), DEVICE, [PROBLEM], timer, compiler, LIMIT, CONV, WEIGHTS, said.append)
+    assert tuned == own()
+    assert "out of registers" in said[0] and "forward does not compile: RuntimeError: PassManager" in said[1]
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="about a machine without a GPU")
