@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rdk.backends.triton import kernels, norm_kernels
+from rdk.backends.triton import kernels, norm_kernels, weight_gradient_kernels
 from rdk.backends.triton.setting import Setting, ceil_div
 
 
@@ -85,13 +86,48 @@ class Launch:
         """Launches on the current stream of the tensors' device, whichever device is current."""
         guard = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with guard:
-            self.kernel[(self.grid,)](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+            key = self._key()
+            found = _compiled.get(key)
+            if found is not None:
+                compiled, order = found
+                values = (*self.arguments.values(), *self.constants.values())
+                compiled[(self.grid, 1, 1)](*[values[place] for place in order])
+                return
+            compiled = self.kernel[(self.grid,)](
+                **self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages
+            )
+            if compiled is not None:  # the interpreter compiles nothing
+                names = [*self.arguments, *self.constants]
+                _compiled[key] = compiled, [names.index(name) for name in self.kernel.arg_names]
+
+    def _key(self) -> tuple[Any, ...]:
+        """All that triton compiles a kernel anew for: no number of ours but its width, of a tensor its type and, where a kernel
+        says nothing of it, its alignment."""
+        specialised = _specialised(self.kernel)
+        kinds = [
+            (value.dtype, name in specialised and value.data_ptr() % 16 == 0)
+            if isinstance(value, Tensor)
+            else value if value is None else type(value) is int and not -(2**31) <= value < 2**31
+            for name, value in self.arguments.items()
+        ]  # fmt: skip
+        return (self.kernel.fn, self.device.index, self.warps, self.stages, *self.constants.values(), *kinds)
+
+
+# by Launch._key, kernels compiled and the places of their arguments among those of a launch: triton examines every argument
+# anew to find the kernel, which takes ten times as long as launching it
+_compiled: dict[tuple[Any, ...], tuple[Any, list[int]]] = {}
+
+
+@lru_cache(maxsize=None)
+def _specialised(kernel: Any) -> frozenset[str]:
+    """The arguments that triton compiles anew for when their alignment changes."""
+    found = getattr(kernel, "params", [])  # an interpreted kernel has none
+    return frozenset(p.name for p in found if not (p.do_not_specialize or p.do_not_specialize_on_alignment))
 
 
 def _aligned(channels: int, *tensors: Tensor | None) -> bool:
     """Whether every row of every map starts at a multiple of 16 bytes."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return all(t.data_ptr() % 16 == 0 and channels * t.element_size() % 16 == 0 for t in present)
+    return all(t is None or (t.data_ptr() % 16 == 0 and channels * t.itemsize % 16 == 0) for t in tensors)
 
 
 def conv3x3(
@@ -194,7 +230,7 @@ def weight_gradient(
     }
     tiles = ceil_div(channels, tile.block_out) * ceil_div(setting.columns, tile.block_columns)
     return Launch(
-        kernels.weight_gradient_kernel, tiles * setting.splits, arguments, constants, tile.warps, tile.stages,
+        weight_gradient_kernels.weight_gradient_kernel, tiles * setting.splits, arguments, constants, tile.warps, tile.stages,
         partial.device,
     )  # fmt: skip
 
@@ -209,7 +245,9 @@ def weight_gradient_reduce(setting: Setting, partial: Tensor, out: Tensor) -> La
     constants = {"C": setting.channels, "TAPS": setting.taps, "BLOCK": block}
     grid = ceil_div(setting.channels * setting.columns, block)
     warps = setting.numbers.pointwise_warps
-    return Launch(kernels.weight_gradient_reduce_kernel, grid, arguments, constants, warps, 1, partial.device)
+    return Launch(
+        weight_gradient_kernels.weight_gradient_reduce_kernel, grid, arguments, constants, warps, 1, partial.device
+    )
 
 
 def norm_statistics(
