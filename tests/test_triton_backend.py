@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,8 +16,8 @@ import torch
 from torch import Tensor
 
 import rdk
-from rdk import dispatch, functional, ops
-from rdk.backends.base import Call, Problem, Store
+from rdk import functional, ops
+from rdk.backends.base import Call, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
 from rdk.testing import UNIT, assert_close, errors, peak_bytes, plain_eager, relative, step
@@ -135,11 +133,22 @@ def call_of(module: Any, x: Tensor) -> Call:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "channels,dtype,precision",
+    [
+        (3, torch.float32, "ieee"),
+        (64, torch.bfloat16, "ieee"),
+        pytest.param(64, torch.float32, "tf32", marks=pytest.mark.gpu),  # on the tensor cores
+    ],
+)
 @pytest.mark.parametrize("cls,kw", [(C, {"norm": "batch"}), (R, {"norm": "batch", "blocks": 1}), (R, {"bias": True})])
-def test_states_computed_again_are_equal_bit_for_bit(cls: type, kw: dict[str, Any]) -> None:
+def test_states_computed_again_are_equal_bit_for_bit(
+    cls: type, kw: dict[str, Any], channels: int, dtype: torch.dtype, precision: str
+) -> None:
     torch.manual_seed(3)
-    module = cls(3, 3, **kw).to(DEVICE)
-    x = channels_last(torch.randn(2, 3, 2, 3, device=DEVICE))
+    torch.backends.cudnn.conv.fp32_precision = precision  # exact_float32 puts it back
+    module = cls(channels, 3, **kw).to(DEVICE, dtype)
+    x = channels_last(torch.randn(2, channels, 2, 3, device=DEVICE, dtype=dtype))
     call = call_of(module, x)
     maps = call.problem.tape_maps
     states, tapes = empty_maps(3, x), empty_maps(3 * maps, x)
@@ -240,78 +249,6 @@ def test_memory_is_within_the_plan(
     plan = rdk.plan(module, x.shape, inject=inject)
     slack = 8.0 if checkpoint == "none" else 8.0 + BACKEND.workspace_bytes(call_of(module, x).problem) / size
     assert held <= plan.bytes_peak / size <= held + slack
-
-
-def problem(**changes: Any) -> Problem:
-    x = torch.randn(2, 4, 5, 5)
-    call = functional.prepare(x, C(4, 3).functional_stages(), 3, 0, None, False, "none", None, "test")
-    return replace(functional.problem_of(call), **changes)
-
-
-@pytest.mark.parametrize("word", ["1", "true"])
-def test_the_interpreter_takes_no_cuda_tensors(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", word)
-    reason = BACKEND.supports(problem(device=torch.device("cuda", 0)))
-    assert reason == "TRITON_INTERPRET is set: Triton's interpreter runs on CPU tensors, and the state is on cuda:0"
-    assert BACKEND.supports(problem(device=torch.device("cpu"))) is None
-
-
-def test_refusals_name_what_does_not_fit() -> None:
-    assert BACKEND.supports(
-        problem(dtype=torch.float64)
-    ) == "it computes in float32, float16 and bfloat16, not in float64" or (DEVICE.type == "cuda")
-    reason = BACKEND.supports(problem(device=torch.device("meta")))
-    assert reason is not None and "CUDA devices" in reason
-    if interpreting():
-        assert BACKEND.supports(problem()) is None
-        assert "pixels" in str(BACKEND.supports(problem(shape=(2**20, 4, 64, 64))))
-        assert "weight" in str(BACKEND.supports(problem(shape=(1, 20_000, 4, 4))))
-        assert "row" in str(BACKEND.supports(problem(shape=(1, 4096, 1, 2**20))))
-        # passing 2**31 elements is no reason to refuse
-        assert BACKEND.supports(problem(shape=(2048, 512, 64, 64))) is None
-
-
-@pytest.mark.skipif(not interpreting(), reason="asks for Triton's interpreter")
-def test_explain_and_backends_say_that_cpu_tensors_are_taken() -> None:
-    assert rdk.backends()["triton"] is True
-    module = C(4, 3, backend="triton")
-    assert rdk.explain(module, torch.randn(2, 4, 5, 5)).forward == "triton"
-    with rdk.use_backend("triton"):
-        assert rdk.explain(C(4, 3), torch.randn(2, 4, 5, 5)).backward == "triton"
-    with pytest.raises(rdk.BackendError, match="not in float64"):
-        module.double()(torch.randn(2, 4, 5, 5, dtype=torch.float64))
-
-
-def test_auto_never_takes_what_nobody_measured() -> None:
-    for device in ("cpu", "cuda"):
-        order = dispatch.PREFERENCE[device]
-        assert "triton" not in order or device == "cuda"
-    assert "triton" in dispatch.choose(problem(), "auto").reasons
-
-
-def without_interpreter(code: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
-
-
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="about a machine without a GPU")
-def test_without_a_gpu_the_reason_says_what_to_do() -> None:
-    shown = without_interpreter(
-        "import rdk, sys, torch\n"
-        "assert 'triton' not in sys.modules\n"
-        "print(rdk.backends()['triton'])\n"
-        "assert 'triton' not in sys.modules\n"
-        "try:\n    rdk.RecurrentConv(4, 3, backend='triton')(torch.randn(1, 4, 3, 3))\n"
-        "except rdk.BackendError as error:\n    print(error)\n"
-    )
-    first, second = shown.stdout.splitlines()
-    assert "PyTorch sees no GPU here" in first and "TRITON_INTERPRET=1" in first
-    assert "cannot run this call" in second and "PyTorch sees no GPU here" in second
-
-
-def test_without_triton_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install triton" in str(BACKEND.unavailable())
 
 
 def one_of_two_processes(rank: int, port: int, folder: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import rdk
 from benchmarks.workloads import WORKLOADS
-from rdk.testing import plain_eager, relative, step
+from rdk.testing import errors, plain_eager, relative, step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -120,9 +120,29 @@ def test_workloads_train_as_eager_does(name: str) -> None:
     exact = twin.double()(x.double()).detach()
     assert relative(ours, exact) <= 1.5 * relative(theirs, exact) + 4 * 2.0**-8
     module, twin = module.float(), twin.float()
-    got, expected = step(module, x[:4]), step(twin, x[:4])
-    assert got.keys() == expected.keys()
-    assert relative(got["output"], expected["output"]) < 5e-3
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # TF32 flips masks, each of which moves gradients by a percent
+    try:
+        got, expected = errors(step(module, x[:4]), step(twin.double(), x[:4].double())), step(twin.float(), x[:4])
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert got.keys() == expected.keys() and any(key.startswith("gradient of") for key in got)
+    assert got.pop("output") < 1e-5 and max(got.values()) < 2e-3
+
+
+def test_weight_gradients_of_maps_past_two_to_the_thirty_one_elements() -> None:
+    """Only the last images have a gradient, so that theirs is the weight's: reads that wrap around find other maps."""
+    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
+        pytest.skip("needs 60 GiB")
+    module, twin = pair(rdk.RecurrentConv, 64, 1)
+    module, twin = module.bfloat16(), twin.bfloat16()
+    x = half_input(9000, 64, 64, 64)  # 2.36e9 elements
+    upstream = torch.zeros_like(x)
+    upstream[-2:] = half_input(2, 64, 64, 64)
+    module(x).backward(upstream)
+    twin(x[-2:]).backward(upstream[-2:])
+    for (name, got), (_, expected) in zip(module.named_parameters(), twin.named_parameters(), strict=True):
+        assert relative(got.grad, expected.grad) < 2e-2, name
 
 
 def test_one_compilation_serves_any_batch_map_and_depth() -> None:

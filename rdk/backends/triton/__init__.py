@@ -16,6 +16,7 @@ from rdk.backends.base import Call, Gradients, Needs, Problem, Store
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_CAPABILITY = (8, 0)
+TF32_ON_ROCM = ("gfx942",)
 
 
 def interpreting() -> bool:
@@ -24,7 +25,7 @@ def interpreting() -> bool:
 
 
 class TritonBackend:
-    """Runs of iterations by the kernels in kernels.py and norm_kernels.py."""
+    """Runs of iterations by the kernels of this folder."""
 
     name = "triton"
 
@@ -75,6 +76,13 @@ def _wrong_device(problem: Problem) -> str | None:
         if torch.version.cuda is not None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
             major, minor = torch.cuda.get_device_capability(device)
             return f"it needs compute capability 8.0 or newer, and {device} has {major}.{minor}"
+        if torch.version.hip is not None and problem.precision == "tf32":
+            architecture = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+            if architecture not in TF32_ON_ROCM:
+                return (
+                    f"triton has no TF32 products for {architecture}; torch.backends.cudnn.conv.fp32_precision = 'ieee' "
+                    "(cuda.matmul for linear layers) asks for float32"
+                )
     elif device.type != "cpu":
         return f"it runs on CUDA devices, and the state is on {device}"
     elif not interpreting():
