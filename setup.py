@@ -20,8 +20,10 @@ info = {"python": sys.version.split()[0], "built": [], "left_out": {}}
 
 def cuda_home():
     """The toolkit's root as nvcc itself names it (nvcc on PATH may be a wrapper elsewhere); None without nvcc."""
-    dry = ["nvcc", "--dryrun", "-c", "x.cu"]
-    told = subprocess.run(dry, capture_output=True, text=True).stderr if shutil.which("nvcc") else ""
+    usual = [f"{root}/bin/nvcc" for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if root]
+    nvcc = next(filter(None, map(shutil.which, ("nvcc", *usual))), None)
+    dry = [nvcc, "--dryrun", "-c", "x.cu"]
+    told = subprocess.run(dry, capture_output=True, text=True).stderr if nvcc else ""
     return os.path.realpath(re.search(r"TOP=(.+)", told)[1].strip()) if "TOP=" in told else None
 
 
@@ -45,7 +47,9 @@ def extensions():
         info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), f"no PyTorch ({error}); use --no-build-isolation")
         return [], {}
     info["torch"], info["cuda"] = torch.__version__, torch.version.cuda
-    if not shutil.which(os.environ.get("CXX", "c++")):
+    if not Path("csrc").is_dir():
+        info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no folder csrc")
+    elif not shutil.which(os.environ.get("CXX", "c++")):
         info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no C++ compiler")
     elif not (home and torch.version.cuda):
         info["left_out"]["_cuda"] = "there was no nvcc, or PyTorch has no CUDA"
@@ -60,6 +64,19 @@ def extensions():
         modules.append(getattr(cpp, KINDS[name])(f"rdk._{name}", sources, **options))
 
     class Build(cpp.BuildExtension.with_options(no_python_abi_suffix=True)):
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except (
+                RuntimeError
+            ) as error:  # PyTorch refuses this nvcc (its version, its host compiler) before it builds any
+                others = [ext for ext in self.extensions if ext.name != "rdk._cuda"]
+                if MODE == "require" or others == self.extensions:
+                    raise
+                info["left_out"]["_cuda"] = f"PyTorch refused the nvcc: {' '.join(str(error).split())}"
+                self.extensions = others
+                super().build_extensions()
+
         def build_extension(self, ext):
             try:
                 super().build_extension(ext)
