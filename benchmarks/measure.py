@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from benchmarks.timing import Patience, Stopwatch, Timing
 from rdk import dispatch
 
 BASELINE = "eager"
+FAILED = "failed "  # how `say` begins where a contender has failed
 DEFAULT = Patience()
 
 
@@ -55,7 +57,8 @@ def release(device: torch.device) -> None:
     """Gives back what the last contender held."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # it raises again what has broken the device, which is recorded already
+            torch.cuda.empty_cache()
 
 
 def compare(
@@ -94,8 +97,7 @@ def compare(
             contestant = peer.make(problem, training)
             errors[peer.name] = check.compare(contestant.answers(), expected)
         except Exception as error:
-            status = "out of memory" if is_out_of_memory(error) else "failed"
-            outcomes[peer.name] = Outcome(peer.name, status, note=first_line(error))
+            outcomes[peer.name] = _failure(peer.name, error, say)
             release(problem.device)
         else:
             broken = bounds_of(problem, peer.name, errors).broken_by(errors[peer.name])
@@ -111,12 +113,21 @@ def compare(
     release(problem.device)
     timings = _timed(problem, running, outcomes, patience, watch or timing.stopwatch(problem.device), say)
     for name, result in timings.items():
-        peak = _peak(running[name], problem.device) if memory else None
-        outcomes[name] = Outcome(name, "ok", result, errors[name], peak)
+        try:
+            peak = _peak(running[name], problem.device) if memory else None
+        except Exception as error:
+            outcomes[name] = _failure(name, error, say)
+        else:
+            outcomes[name] = Outcome(name, "ok", result, errors[name], peak)
     running.clear()
     forget_compiled()
     release(problem.device)
     return [outcomes[peer.name] for peer in peers]
+
+
+def _failure(name: str, error: Exception, say: Callable[[str], None]) -> Outcome:
+    say(f"{FAILED}{name}")
+    return Outcome(name, "out of memory" if is_out_of_memory(error) else "failed", note=first_line(error))
 
 
 def _peak(contestant: Contestant, device: torch.device) -> int | None:
@@ -145,15 +156,20 @@ def _timed(
     watch: Stopwatch,
     say: Callable[[str], None],
 ) -> dict[str, Timing]:
-    """Warms each up by itself, so that one that fails (memory, say) leaves the comparison without ending it."""
+    """Warms each up by itself, then times them in turns; one that fails (memory, say) leaves the comparison without ending it."""
+
+    def drop(name: str, error: Exception) -> None:
+        outcomes[name] = _failure(name, error, say)
+        del running[name]
+        release(problem.device)
+
     for name in list(running):
         try:
             for _ in range(patience.warmup):
                 running[name].run()
         except Exception as error:
-            status = "out of memory" if is_out_of_memory(error) else "failed"
-            outcomes[name] = Outcome(name, status, note=first_line(error))
-            del running[name]
-            release(problem.device)
+            drop(name, error)
     say(f"timing {len(running)} contenders in turns")
-    return timing.interleave({name: contestant.run for name, contestant in running.items()}, watch, patience)
+    return timing.interleave(
+        {name: lambda name=name: running[name].run() for name in running}, watch, patience, drop=drop
+    )

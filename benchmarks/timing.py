@@ -106,8 +106,12 @@ def interleave(
     watch: Stopwatch,
     patience: Patience = Patience(),
     clock: Callable[[], float] = time.perf_counter,
+    drop: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Timing]:
-    """Every contender (warm) once per round, in an order drawn anew for each round; the statistics of each over all rounds."""
+    """Every contender (warm) once per round, in an order drawn anew for each round; the statistics of each over all rounds.
+
+    One that raises has no statistics: `drop` is told, and the rounds go on without it. Without `drop` its error passes through.
+    """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order, generator = list(contenders), random.Random(0)
     deadline = clock() + patience.seconds
@@ -115,6 +119,13 @@ def interleave(
         if number >= patience.least and clock() >= deadline:
             break
         generator.shuffle(order)
-        for name in order:
-            samples[name].append(watch(contenders[name]))
+        for name in list(order):
+            try:
+                samples[name].append(watch(contenders[name]))
+            except Exception as error:
+                if drop is None:
+                    raise
+                drop(name, error)
+                order.remove(name)
+                del samples[name]
     return {name: Timing.of(values) for name, values in samples.items()}

@@ -36,6 +36,14 @@ from benchmarks.workloads import Case
 assert switches  # a fixture of every test here
 
 
+class Once:
+    """A stopwatch that runs what it times once."""
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        run()
+        return 1.0
+
+
 @pytest.mark.parametrize("case", SMALL)
 @pytest.mark.parametrize("training", [False, True])
 def test_every_contender_of_the_cpu_gives_the_float64_answers(case: Case, training: bool) -> None:
@@ -126,6 +134,25 @@ def test_a_contender_that_fails_is_recorded_and_the_rest_goes_on(error: Exceptio
     eager, failed, other = measure.compare(Problem(CONV, FP32, CPU), True, contenders, ONCE)
     assert eager.status == other.status == "ok"
     assert failed.status == status and failed.note.startswith(note) and "trace" not in failed.note
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_a_contender_that_fails_while_it_is_timed_leaves_the_others_their_figures(calls: int) -> None:
+    """2 calls: the check's and the warm-up's; the next are the rounds'; of 4 rounds' calls the last measures memory."""
+    left = iter([None] * calls)
+
+    def fails_late(contestant: Contestant) -> None:
+        network = contestant.network
+        contestant.call = lambda x: network(x) if next(left, 1) is None else 1 / 0
+
+    contenders = [peers.PEERS["eager"], broken("rdk broken", fails_late), peers.PEERS["rdk eager"]]
+    said: list[str] = []
+    problem = Problem(CONV, FP32, CPU)
+    found = measure.compare(problem, True, contenders, ONCE, Once(), memory=True, say=said.append)
+    assert [o.status for o in found] == ["ok", "failed", "ok"] and found[
+        1
+    ].note == "ZeroDivisionError: division by zero"
+    assert found[0].timing and found[0].timing.samples == 2 and "failed rdk broken" in said
 
 
 def test_nothing_is_timed_beside_an_eager_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
