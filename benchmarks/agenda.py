@@ -42,6 +42,10 @@ class Agenda:
                 return self.open.pop(number)
         return None
 
+    def put_back(self, task: Task) -> None:
+        """For a task that was handed out and not carried out."""
+        self.open.insert(0, task)
+
     def learn(self, task: Task, seconds: float) -> None:
         self.scale[task.stage] = (self.scale.get(task.stage, 1.0) + seconds / task.seconds) / 2
 

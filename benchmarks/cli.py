@@ -96,6 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
         plan = [replace(task, contenders=names) if task.case else task for task in plan]
     executor = suites.Executor(device, arguments.quick, arguments.commit)
     path = arguments.out or records.path_for(measured.device_name(device))
+    environment.make_way_for(path)
     return run.carry_out(plan, executor, path)
 
 

@@ -22,6 +22,7 @@ from benchmarks.workloads import CPU_SHAPES, MAZE_SHAPES, WORKLOADS, Case
 from rdk import dispatch, measured
 
 FOLDER = Path(measured.__file__).parent
+WRITE_EVERY = 30.0  # seconds: what a run that is killed may lose
 
 # a problem whose eager training step takes longer than this by estimate is left out of the grid
 STEP_SECONDS = {"cpu": 1.0, "cuda": 0.2}
@@ -116,13 +117,15 @@ def run(
     given_commit: str | None = None,
     seconds: float | None = None,
 ) -> int:
-    """Measures, prints a line per problem, and writes the table, also after Ctrl-C and when `seconds` are over.
+    """Measures, prints a line per problem, and writes the table: while it measures, after Ctrl-C, when `seconds` are over.
 
     Returns 1 where a result was wrong or nothing could be measured.
     """
     reason = dispatch.unavailable(backend)
     if reason is not None:
         raise ValueError(f"backend {backend!r} is not available here: {reason}")
+    path = target or path_of(backend, device)
+    environment.make_way_for(path)
     patience = Patience(0.25, 3, 30, 1) if quick else Patience(0.5, 5, 50, 1)
     records: list[dict[str, Any]] = []
     wrong = 0
@@ -132,7 +135,7 @@ def run(
     ):  # the default mode on the whole grid, others on the short one
         chosen = grid(device.type, quick or number > 0) if cases is None else cases
         todo += list(product(precisions, (arithmetic,), chosen, (False, True)))
-    finished = False
+    finished, written = False, time.monotonic()
     end = None if seconds is None else time.monotonic() + seconds
     if end is not None:  # a table cut short then covers the whole grid thinly, not its first part
         random.Random(0).shuffle(todo)
@@ -150,6 +153,9 @@ def run(
                 records.append(
                     record_of(case, training, precision, arithmetic or _in_force(device, precision), outcomes)
                 )
+                if time.monotonic() - written >= WRITE_EVERY:
+                    write(path, backend, device, records, False, given_commit)
+                    written = time.monotonic()
                 say(f"{line}: {records[-1]['speedup']:.2f} times eager")
             else:
                 wrong += ours.status == "wrong"
@@ -160,7 +166,6 @@ def run(
         say("stopped; what was measured so far is written.")
     finally:
         if records:
-            path = target or path_of(backend, device)
             write(path, backend, device, records, finished, given_commit)
             say(f"{len(records)} records in {path}")
     if not records:

@@ -104,6 +104,15 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
     }
 
 
+def make_way_for(path: Path) -> None:
+    """Makes the folder of a file that is to be written after long measurements. Raises ValueError where it cannot be written."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; the name of a file is needed.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written.")
+
+
 def pin(threads: int) -> None:
     """Keeps this process on the first `threads` processors that it may use, with as many threads. Raises ValueError."""
     allowed = sorted(os.sched_getaffinity(0))

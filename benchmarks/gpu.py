@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -14,8 +15,9 @@ from typing import Protocol
 
 import torch
 
-from benchmarks import agenda, environment, libraries, peers, records, report
+from benchmarks import agenda, environment, libraries, peers, records, report, standing
 from benchmarks.agenda import Agenda
+from benchmarks.environment import ROOT
 from benchmarks.measure import Outcome
 from benchmarks.peers import EAGER
 from benchmarks.records import Record
@@ -26,8 +28,12 @@ from benchmarks.worker import Trouble, Worker
 # parts of the time that building, testing and the dispatch tables may take; and what the summary needs at the end, in seconds
 BUILD, TESTS, TABLES = 0.3, 0.25, 0.15
 CLOSING = 12.0
+GRACE = 5.0  # in which a dispatch run that is stopped writes its table
 # how often a contender may end or break the measuring process before it is left alone
 CRASHES = 2
+# what the tests marked gpu need beside PyTorch
+TEST_PACKAGES = ("pytest", "hypothesis")
+NOT_RUN = "not run"
 
 
 class Measurer(Protocol):
@@ -44,32 +50,57 @@ def carry_out(
     say: Callable[[str], None],
 ) -> None:
     """Tasks until none fits any more. A contender that ends or breaks the measuring process is recorded as failed and the task
-    tried again without it; after CRASHES of these it is not tried any more."""
+    tried again without it; after CRASHES of these it is not tried any more. A task that the deadline or Ctrl-C cuts off leaves
+    no record and is open again."""
     crashes: Counter[str] = Counter()
     while (task := plan.next()) is not None:
         began = plan.clock()
         say(f"{plan.remaining():4.0f} s left: {task.name}")
         before = len(records.read(path))
-        for name in task.contenders:
-            if crashes[name] >= CRASHES:
-                task = _without(task, name)
-                note = f"not tried: it ended or broke the measuring process {CRASHES} times before"
-                records.append(path, failed(replace(task, contenders=(name,)), note))
-        while True:
-            seconds = min(max(60.0, 4 * plan.estimate(task)), plan.remaining())
-            trouble = measurer.ask(task, seconds) if seconds > 1 else Trouble("no time was left")
-            if trouble is None:
-                break
-            culprit = trouble.contender
-            if culprit is None or culprit in EAGER or culprit not in task.contenders:
-                records.append(path, failed(task, trouble.reason))
-                break
-            crashes[culprit] += 1
-            records.append(path, failed(replace(task, contenders=(culprit,)), trouble.reason))
-            task = _without(task, culprit)
+        try:
+            left = _attempt(task, plan, measurer, failed, crashes)
+        except KeyboardInterrupt:
+            plan.put_back(task)
+            raise
+        if left is None:
+            plan.put_back(task)
+            say("    the time was over; the next run measures it.")
+            return
+        records.append(path, left)
         plan.learn(task, plan.clock() - began)
         for line in lines(records.read(path)[before:]):
             say(f"    {line}")
+
+
+def _attempt(
+    task: Task,
+    plan: Agenda,
+    measurer: Measurer,
+    failed: Callable[[Task, str], list[Record]],
+    crashes: Counter[str],
+) -> list[Record] | None:
+    """Has the task measured; the records of the contenders that were left behind, or None where the deadline cut it off."""
+    left: list[Record] = []
+    for name in task.contenders:
+        if crashes[name] >= CRASHES:
+            task = _without(task, name)
+            note = f"not tried: it ended or broke the measuring process {CRASHES} times before"
+            left += failed(replace(task, contenders=(name,)), note)
+    while True:
+        patience, remaining = max(60.0, 4 * plan.estimate(task)), plan.remaining()
+        if remaining <= 1:
+            return None
+        trouble = measurer.ask(task, min(patience, remaining))
+        if trouble is None:
+            return left
+        if trouble.late and remaining < patience:
+            return None
+        culprit = trouble.contender
+        if culprit is None or culprit in EAGER or culprit not in task.contenders:
+            return left + failed(task, trouble.reason)
+        crashes[culprit] += 1
+        left += failed(replace(task, contenders=(culprit,)), trouble.reason)
+        task = _without(task, culprit)
 
 
 def _without(task: Task, contender: str) -> Task:
@@ -77,7 +108,7 @@ def _without(task: Task, contender: str) -> Task:
 
 
 def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: Callable[[str], None] = print) -> int:
-    """The whole. Returns 1 where a test failed or a result of ours was wrong. Raises ValueError without a GPU."""
+    """The whole. Returns 1 where a test failed or a result of ours was wrong, 130 after Ctrl-C. Raises ValueError without a GPU."""
     began = time.monotonic()
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -100,7 +131,7 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
     # for this process, which has loaded none yet, and its children
     os.environ["RDK_LIBRARY_FOLDER"] = str(folder / "rdk")
-    if not any(record["suite"] == "tests" for record in earlier):
+    if not any(record["suite"] == "tests" and record["status"] != NOT_RUN for record in earlier):
         found = test(out / "tests.log", TESTS * 60 * minutes, about)
         records.append(path, [found])
         say(f"tests: {found['result']}")
@@ -108,14 +139,18 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     plan = Agenda(agenda.plan("cuda"), {r["task"] for r in earlier}, deadline - TABLES * 60 * minutes, time.monotonic)
     if plan.skipped:
         say(f"{plan.skipped} tasks were done by an earlier run")
+    stopped = False
     try:
-        carry_out(plan, worker, path, lambda task, why: _failed(task, why, about), say)
+        try:
+            carry_out(plan, worker, path, lambda task, why: _failed(task, why, about), say)
+        finally:
+            worker.stop()
+        _tables(out, deadline, given_commit, say)
     except KeyboardInterrupt:
         say("stopped; the records so far are kept.")
-    finally:
-        worker.stop()
-    _tables(out, deadline, given_commit, say)
-    return close(out, path, plan, reason, say)
+        stopped = True
+    status = close(out, path, plan, reason, about, say)
+    return 130 if stopped else status
 
 
 def _worker_arguments(path: Path, given_commit: str | None) -> list[str]:
@@ -153,20 +188,18 @@ def _failed(task: Task, why: str, about: dict[str, object]) -> list[Record]:
 
 
 def test(log: Path, seconds: float, about: dict[str, object]) -> Record:
-    """Runs the tests marked gpu and returns what came of them; their words go to log."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests",
-        "-m",
-        "gpu",
-        "-q",
-    ]
+    """Runs the tests marked gpu and returns what came of them; their words go to log. Only the files that hold such tests are
+    collected: others import packages that a bare machine lacks."""
     began = time.monotonic()
     log.unlink(missing_ok=True)
-    status = libraries.logged(command, log, seconds)
-    text = log.read_text(encoding="utf-8")
+    missing = [name for name in TEST_PACKAGES if importlib.util.find_spec(name) is None]
+    status: int | str | None = NOT_RUN
+    text, result = "", f"{NOT_RUN}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
+    if not missing:
+        command = [sys.executable, "-m", "pytest", *gpu_test_files(), "-m", "gpu", "-q"]
+        status = libraries.logged(command, log, seconds)
+        text = log.read_text(encoding="utf-8")
+        result = result_of(text, status, seconds)
     date = environment.now()
     return {
         "format": records.FORMAT,
@@ -175,11 +208,18 @@ def test(log: Path, seconds: float, about: dict[str, object]) -> Record:
         "task": "tests",
         "date": date,
         "status": status,
-        "result": result_of(text, status, seconds),
+        "result": result,
         "failures": re.findall(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)[:20],
         "seconds": round(time.monotonic() - began, 1),
         "measured_on": about,
     }
+
+
+def gpu_test_files() -> list[str]:
+    """The files of tests that hold a test marked gpu, found by reading them."""
+    mark = re.compile(r"pytest\.mark\.gpu\b")
+    found = sorted((ROOT / "tests").glob("test_*.py"))
+    return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
 
 
 def result_of(text: str, status: int | None, seconds: float) -> str:
@@ -199,15 +239,18 @@ def _tables(out: Path, deadline: float, given_commit: str | None, say: Callable[
             continue
         command = [sys.executable, "-m", "benchmarks", "dispatch", "--backend", backend, "--quick", "--dtype", "bf16"]
         command += ["--out", str(out.resolve() / f"{backend}.json")]
-        command += ["--seconds", f"{seconds - 10:.0f}", *(["--commit", given_commit] if given_commit else [])]
+        command += ["--seconds", f"{seconds - 2 * GRACE:.0f}", *(["--commit", given_commit] if given_commit else [])]
         say(f"{seconds:4.0f} s for the dispatch table of {backend}")
-        if libraries.logged(command, out / "worker.log", seconds) is None:
-            say(f"the table of {backend} was not finished; `python -m benchmarks dispatch` measures it alone.")
+        if libraries.logged(command, out / "worker.log", seconds - GRACE, grace=GRACE) is None:
+            say(f"the table of {backend} was stopped early; `python -m benchmarks dispatch` measures the whole of it.")
 
 
-def close(out: Path, path: Path, plan: Agenda, reason: str | None, say: Callable[[str], None]) -> int:
-    """Writes summary.md: the tables, what was left out, what is still open."""
-    found = records.read(path)
+def close(
+    out: Path, path: Path, plan: Agenda, reason: str | None, about: dict[str, object], say: Callable[[str], None]
+) -> int:
+    """Writes summary.md: the tables, what was left out, what is still open. Only what still stands of this device and these
+    sources is told and decides the status."""
+    found = standing.standing([record for record in records.read(path) if _same(record, about)])
     left_out = sorted(
         {
             f"{r['contender']}: {r['note']}"
@@ -230,5 +273,5 @@ def close(out: Path, path: Path, plan: Agenda, reason: str | None, say: Callable
     parts.append(f"Not reached in this run: {', '.join(still)}." if still else "Every task was reached.")
     (out / "summary.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     say("\n\n".join(parts))
-    broken = bool(tests) and tests[-1]["status"] not in (0, 5)
+    broken = bool(tests) and tests[-1]["status"] not in (0, NOT_RUN)
     return 1 if broken or any("rdk " in entry for entry in wrong) else 0

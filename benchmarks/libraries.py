@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,24 +15,39 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.environment import ROOT
 
 
 def folder_for_these_sources() -> Path:
-    """A folder of the system's temporary directory for libraries built from just these sources: an earlier build is found again."""
-    digest = hashlib.sha256((ROOT / "setup.py").read_bytes())
+    """A folder of this user's in the system's temporary directory for libraries built from just these sources with these versions:
+    an earlier build is found again. Raises OSError where somebody else owns it, whose libraries would be loaded."""
+    versions = (platform.python_version(), platform.machine(), torch.__version__, torch.version.cuda, _nvcc_version())
+    digest = hashlib.sha256((ROOT / "setup.py").read_bytes() + repr(versions).encode())
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.is_file():
-            digest.update(path.read_bytes())
-    return Path(tempfile.gettempdir()) / f"rdk-build-{digest.hexdigest()[:12]}"
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"rdk-build-{os.getuid()}-{digest.hexdigest()[:12]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own.")
+    return folder
+
+
+def _nvcc_version() -> str:
+    """What nvcc says of itself; empty where there is none."""
+    nvcc = shutil.which("nvcc")
+    return subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
 
 
 def build(folder: Path, log: Path, seconds: float) -> str | None:
     """Builds csrc into folder/rdk with setup.py; None, or the sentence what is not there and why. Compilers' words go to log."""
     if not (ROOT / "csrc").is_dir():
         return "there is no folder csrc, so nothing was compiled"
-    if (folder / "rdk" / "_build_info.json").is_file():
-        return None
+    info = folder / "rdk" / "_build_info.json"
+    if info.is_file():
+        return _left_out(info)
     command = [
         sys.executable,
         "setup.py",
@@ -45,15 +62,21 @@ def build(folder: Path, log: Path, seconds: float) -> str | None:
         return f"building the compiled libraries took longer than {seconds:.0f} s and was stopped; see {log.name}"
     if status != 0:
         return f"building the compiled libraries failed (status {status}); see {log.name}"
-    found = json.loads((folder / "rdk" / "_build_info.json").read_text(encoding="utf-8"))
+    return _left_out(info)
+
+
+def _left_out(info: Path) -> str | None:
+    found = json.loads(info.read_text(encoding="utf-8"))
     return "; ".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()) or None
 
 
-def logged(command: list[str], log: Path, seconds: float, **variables: str) -> int | None:
+def logged(command: list[str], log: Path, seconds: float, grace: float = 0.0, **variables: str) -> int | None:
     """Runs a command in the repository, its words appended to log; its status, or None where it was stopped after `seconds`.
 
-    It is stopped with everything that it started: a compiler that lives on would disturb what is timed next.
+    It is stopped with everything that it started: a compiler that lives on would disturb what is timed next. With `grace` it is
+    interrupted first, and may write what it has for so many seconds.
     """
+    variables = {"PYTHONUNBUFFERED": "1"} | variables
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables, start_new_session=True
@@ -63,6 +86,10 @@ def logged(command: list[str], log: Path, seconds: float, **variables: str) -> i
         except subprocess.TimeoutExpired:
             return None
         finally:
+            if grace and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=grace)
             kill_group(process)
 
 

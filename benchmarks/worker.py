@@ -17,6 +17,7 @@ import torch
 from benchmarks import records
 from benchmarks.environment import ROOT
 from benchmarks.libraries import kill_group
+from benchmarks.measure import FAILED
 from benchmarks.suites import Executor, Task
 
 DONE, AT, BROKEN = "## done", "## at ", "## broken "
@@ -24,19 +25,29 @@ CHECKING = "checking "
 
 
 class Trouble(NamedTuple):
-    """Why a task has no records, and which contender the process was busy with, where that is known."""
+    """Why a task has no records, which contender the process was busy with, where that is known, and whether it took too long."""
 
     reason: str
     contender: str | None = None
+    late: bool = False
 
 
 def serve(lines: Iterable[str], executor: Executor, path: Path, out: IO[str]) -> int:
-    """The worker's loop: one task per line. Ends, without records, where a contender leaves the device unusable."""
-    executor.say = lambda text: print(f"{AT}{text}", file=out, flush=True)
+    """The worker's loop: one task per line. Ends, without records, where a contender leaves the device unusable: the first that
+    failed, since after it every other fails too."""
+    failures: list[str] = []
+
+    def say(text: str) -> None:
+        if text.startswith(FAILED):
+            failures.append(text.removeprefix(FAILED))
+        print(f"{AT}{text}", file=out, flush=True)
+
+    executor.say = say
     for line in lines:
+        failures.clear()
         found = executor.carry_out(Task.from_json(json.loads(line)))
         if _device_is_broken(executor.device):
-            culprit = next((record for record in found if record["status"] == "failed"), found[0])
+            culprit = next((record for record in found if record.get("contender") in failures[:1]), found[0])
             answer = {"contender": culprit.get("contender"), "note": culprit.get("note", "")}
             print(BROKEN + json.dumps(answer), file=out, flush=True)
             return 1
@@ -102,7 +113,7 @@ class Worker:
                 busy = what.removeprefix(CHECKING) if what.startswith(CHECKING) else None
         except queue.Empty:
             self.stop()
-            return Trouble(f"it took longer than {seconds:.0f} s and was stopped", busy)
+            return Trouble(f"it took longer than {seconds:.0f} s and was stopped", busy, late=True)
         except OSError:
             pass
         status = self.process.wait()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_cases import broken, switches, wrong_output
-from test_benchmarks_gpu import CPU, TINY, task
+from benchmark_cases import CPU, broken, switches, wrong_output
+from test_benchmarks_gpu import TINY, task
 
 from benchmarks import cli, gpu, records, run, suites
 from benchmarks.environment import ROOT
@@ -69,6 +69,8 @@ def test_terminal_lines_show_only_ratios_on_a_cpu(tmp_path: Path) -> None:
         (["run", "--workload", "W1", "--suite", "shapes"], "the suite 'shapes' has none of them"),
         (["dispatch", "--backend", "tritn"], "unknown backend 'tritn'; expected cpu, triton or cuda"),
         (["profile", "W0"], "unknown workload 'W0'"),
+        (["run", "--out", "tests"], "tests is a folder; the name of a file is needed"),
+        (["report", "--results", "no/such/folder"], "no/such/folder: no such folder"),
         (["run", "--device", "cuda"], "no NVIDIA GPU can be used here"),
         (["gpu", "--out", "x"], "no NVIDIA GPU can be used here"),
         (["dispatch", "--backend", "triton"], "no NVIDIA GPU can be used here"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmark_cases import CONV, CPU, FP32, NORM, RESIDUAL, broken, switches, wrong_output
 
-from benchmarks import dispatch, peers, suites, workloads
+from benchmarks import dispatch, environment, measure, peers, suites, workloads
 from rdk import functional, measured
 
 assert switches  # a fixture of every test here
@@ -94,6 +94,26 @@ def test_a_stopped_dispatch_run_keeps_what_it_has(tmp_path: Path) -> None:
         == 1
     )
     assert not (tmp_path / "none.json").exists() and "no table is written" in said[-1]
+
+
+def test_a_table_is_written_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "WRITE_EVERY", 0.0)
+    target, there = tmp_path / "new" / "table.json", []
+
+    def look(text: str) -> None:
+        there.append(len(json.loads(target.read_text())["records"]))
+
+    dispatch.run("eager", CPU, ["fp32"], True, look, [CONV], target)
+    assert there == [1, 2, 2]
+
+
+def test_a_table_that_cannot_be_written_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "compare", lambda *a, **kw: pytest.fail("it was measured"))
+    with pytest.raises(ValueError, match="is a folder; the name of a file is needed"):
+        dispatch.run("eager", CPU, ["fp32"], True, lambda text: None, [CONV], tmp_path)
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"t.json cannot be written"):
+        dispatch.run("eager", CPU, ["fp32"], True, lambda text: None, [CONV], tmp_path / "t.json")
 
 
 def test_a_wrong_backend_gets_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

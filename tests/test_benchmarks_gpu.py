@@ -1,30 +1,28 @@
-"""The time budget and resumption of `benchmarks gpu`, its tests and summary, and its worker process with CPU contenders."""
+"""The time budget and resumption of `benchmarks gpu`, its tests and its summary."""
 
 from __future__ import annotations
 
-import io
 import json
+import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmark_cases import raising, switches
+from benchmark_cases import switches
 
-from benchmarks import agenda, gpu, libraries, records, suites, worker
+from benchmarks import agenda, cli, gpu, libraries, records, suites
 from benchmarks.agenda import Agenda
-from benchmarks.peers import Peer
+from benchmarks.environment import ROOT
 from benchmarks.records import Record
-from benchmarks.suites import Executor, Task
+from benchmarks.suites import Task
 from benchmarks.worker import Trouble
 from benchmarks.workloads import Case
 
 assert switches  # a fixture of every test here
 
-CPU = torch.device("cpu")
 TINY = Case("grid", "conv", 2, 16, 5, 5, 2)
 
 
@@ -49,7 +47,7 @@ class FakeMeasurer:
         self.contenders.append(what.contenders)
         self.now += min(self.takes[what.stage], seconds)
         if self.takes[what.stage] > seconds:
-            return Trouble(f"it took longer than {seconds:.0f} s and was stopped")
+            return Trouble(f"it took longer than {seconds:.0f} s and was stopped", late=True)
         trouble = self.troubles.get(what.stage)
         if trouble and (trouble.contender is None or trouble.contender in what.contenders):
             return trouble
@@ -59,8 +57,20 @@ class FakeMeasurer:
 
 ABOUT: dict[str, Any] = {
     "device": "d", "device_type": "cuda", "driver": "1", "threads": 1, "torch": "2", "triton": "3", "python": "3.12", "rdk": "0",
-    "commit": "c", "dirty": None, "tree": "t",
+    "commit": "c", "dirty": None, "tree": "t", "hardware": "A GPU",
 }  # fmt: skip
+# collects tests marked gpu as a machine does that has PyTorch, pytest and hypothesis only
+BARE = """
+import sys
+ABSENT = {"tyro", "rich", "matplotlib", "scipy", "networkx", "pandas", "jinja2", "sklearn", "submitit", "tensorboard", "torchcodec"}
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Bare())
+import pytest
+sys.exit(pytest.main([*sys.argv[1:], "-m", "gpu", "-q", "--collect-only", "-p", "no:cacheprovider"]))
+"""
 
 
 def carried_out(plan: Agenda, fake: FakeMeasurer) -> list[str]:
@@ -80,14 +90,25 @@ def test_tasks_run_in_order_of_value_while_they_fit(tmp_path: Path) -> None:
     assert [name for name, _ in fake.asked] == ["a", "c", "d"] and [t.stage for t in plan.open] == ["b"]
 
 
-def test_no_task_outlives_the_deadline_however_long_it_takes(tmp_path: Path) -> None:
-    fake = FakeMeasurer(tmp_path / "r.jsonl", {"a": 1e6, "b": 1e6})
+def test_a_task_that_hangs_fails_and_one_that_the_deadline_cuts_off_is_left_for_the_next_run(tmp_path: Path) -> None:
+    fake = FakeMeasurer(tmp_path / "r.jsonl", {"a": 1e6, "b": 45.0})
     plan = Agenda([task("a", 10), task("b", 10)], [], 100.0, fake.clock)
     carried_out(plan, fake)
-    assert fake.now <= 100.0 and fake.asked[0] == ("a", 60.0) and fake.asked[1][1] <= 40.0
+    assert fake.now <= 100.0 and fake.asked == [("a", 60.0), ("b", 40.0)]
     found = records.read(fake.path)
     assert {r["status"] for r in found} == {"failed"} and "took longer than 60 s" in found[0]["note"]
-    assert [r["contender"] for r in found[:2]] == ["eager", "rdk eager"]
+    assert [r["contender"] for r in found] == ["eager", "rdk eager"] and [t.stage for t in plan.open] == ["b"]
+    fake.now = 0.0
+    again = Agenda([task("a", 10), task("b", 10)], {r["task"] for r in found}, 480.0, fake.clock)
+    carried_out(again, fake)
+    assert again.open == [] and records.read(fake.path)[2]["note"] == "a stand-in"
+
+
+def test_what_crashes_before_the_deadline_cuts_the_task_off_is_tried_again(tmp_path: Path) -> None:
+    fake = FakeMeasurer(tmp_path / "r.jsonl", {"a": 39.5}, {"a": Trouble("illegal address", "rdk eager")})
+    plan = Agenda([task("a", 10)], [], 40.0, fake.clock)
+    carried_out(plan, fake)
+    assert records.read(fake.path) == [] and plan.open == [task("a", 10)]
 
 
 def test_a_contender_that_crashes_is_left_alone_after_two_times(tmp_path: Path) -> None:
@@ -167,17 +188,93 @@ def test_pytests_last_line_is_read() -> None:
     assert gpu.result_of("Segmentation fault", -11, 90) == "pytest ended with status -11"
 
 
+def test_the_gpu_tests_are_collected_where_only_their_packages_are_installed() -> None:
+    files = gpu.gpu_test_files()
+    assert {"tests/test_triton_gpu.py", "tests/test_cuda_backend.py"} <= set(files)
+    assert "tests/test_experiments_cli.py" not in files
+    done = subprocess.run([sys.executable, "-c", BARE, *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and " error" not in done.stdout, done.stdout[-3000:]
+    assert "test_triton_gpu.py::" in done.stdout
+
+
+def test_without_the_tests_packages_nothing_is_run_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "TEST_PACKAGES", ("pytest", "no_such_package"))
+    monkeypatch.setattr(libraries, "logged", lambda *a, **kw: pytest.fail("pytest was started"))
+    found = gpu.test(tmp_path / "log", 10, ABOUT)
+    assert (found["status"], found["result"]) == ("not run", "not run: no_such_package is not installed")
+    records.append(tmp_path / "records.jsonl", [found])
+    nothing = Agenda([], [], 0.0, lambda: 0.0)
+    said: list[str] = []
+    assert gpu.close(tmp_path, tmp_path / "records.jsonl", nothing, None, ABOUT, said.append) == 0
+    assert "Tests: not run: no_such_package" in said[0]
+
+
+def test_a_run_that_selects_no_test_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_selected(command: list[str], log: Path, seconds: float) -> int:
+        log.write_text("2977 deselected in 49.18s")
+        return 5
+
+    monkeypatch.setattr(libraries, "logged", nothing_selected)
+    records.append(tmp_path / "r.jsonl", [gpu.test(tmp_path / "log", 10, ABOUT)])
+    nothing = Agenda([], [], 0.0, lambda: 0.0)
+    assert gpu.close(tmp_path, tmp_path / "r.jsonl", nothing, None, ABOUT, lambda text: None) == 1
+
+
+def test_control_c_ends_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def ask(self, what: Task, seconds: float) -> Trouble | None:
+            raise KeyboardInterrupt
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu.environment, "describe", lambda *a: ABOUT | {"hardware": "A GPU"})
+    monkeypatch.setattr(libraries, "build", lambda *a: None)
+    monkeypatch.setattr(libraries, "logged", lambda command, *a, **kw: pytest.fail(f"{command} was started"))
+    monkeypatch.setattr(gpu, "TEST_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(gpu.peers, "ours", lambda device_type: ["triton"])
+    monkeypatch.setattr(gpu, "Worker", Interrupted)
+    monkeypatch.setenv("RDK_LIBRARY_FOLDER", "auto")
+    assert cli.main(["gpu", "--out", str(tmp_path), "--minutes", "8"]) == 130
+    assert "Not reached in this run: ceilings bf16, W1" in (tmp_path / "summary.md").read_text()
+    assert [r["suite"] for r in records.read(tmp_path / "records.jsonl")] == ["tests"]
+
+
+def test_what_newer_records_have_mended_does_not_decide_the_status(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+
+    def wrong(tree: str, date: str, status: str) -> None:
+        (record,) = gpu._failed(replace(task("a", 1), contenders=("rdk triton",)), "it differs", ABOUT | {"tree": tree})
+        records.append(path, [record | {"status": status, "date": date, "group": date}])
+
+    def status() -> int:
+        nothing = Agenda([], [], 0.0, lambda: 0.0)
+        return gpu.close(tmp_path, path, nothing, None, ABOUT, lambda text: None)
+
+    wrong("older", "2026-01-01", "wrong")
+    assert status() == 0 and "Wrong results" not in (tmp_path / "summary.md").read_text()
+    wrong("t", "2026-01-02", "wrong")
+    assert status() == 1 and "it differs" in (tmp_path / "summary.md").read_text()
+    wrong("t", "2026-01-03", "left out")
+    assert status() == 0
+
+
 def test_the_summary_says_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     plan = Agenda([task("late", 10)], [], 0.0, lambda: 0.0)
-    records.append(path, gpu._failed(task("a", 1), "no kernel image", ABOUT | {"hardware": "A GPU"}))
+    records.append(path, gpu._failed(task("a", 1), "no kernel image", ABOUT))
     tests: Record = {
         "format": 1, "suite": "tests", "group": "g", "task": "tests", "date": "2026", "status": 1, "result": "1 failed, 2 passed",
         "failures": ["tests/test_a.py::test_b"], "seconds": 1.0, "measured_on": ABOUT,
     }  # fmt: skip
     records.append(path, [tests])
     said: list[str] = []
-    assert gpu.close(tmp_path, path, plan, "there was no nvcc", said.append) == 1
+    assert gpu.close(tmp_path, path, plan, "there was no nvcc", ABOUT, said.append) == 1
     text = (tmp_path / "summary.md").read_text()
     for part in (
         "Tests: 1 failed, 2 passed",
@@ -188,98 +285,3 @@ def test_the_summary_says_what_is_missing(tmp_path: Path) -> None:
     ):
         assert part in text
     assert len(list(tmp_path.iterdir())) <= 8
-
-
-# --- the worker
-
-
-def test_the_worker_answers_each_task_with_records(tmp_path: Path) -> None:
-    tasks = [task("a", 1), replace(task("b", 1), contenders=("eager", "rdk cuda"))]
-    lines = [json.dumps(what.as_json()) for what in tasks]
-    out = io.StringIO()
-    assert worker.serve(lines, Executor(CPU, quick=True), tmp_path / "r.jsonl", out) == 0
-    assert [line for line in out.getvalue().splitlines() if not line.startswith(worker.AT)] == [worker.DONE] * 2
-    assert "## at checking rdk eager\n" in out.getvalue()
-    found = records.read(tmp_path / "r.jsonl")
-    assert [r["status"] for r in found] == ["ok", "ok", "ok", "left out"] and found[3]["note"]
-    assert found[0]["group"] == found[1]["group"] != found[2]["group"] and found[0]["task"] == tasks[0].name
-
-
-def test_a_broken_device_names_its_contender_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    breaking = Peer("rdk eager", raising(RuntimeError("an illegal memory access was encountered")).make)
-    monkeypatch.setitem(suites.peers.PEERS, "rdk eager", breaking)
-    monkeypatch.setattr(worker, "_device_is_broken", lambda device: True)
-    out, path = io.StringIO(), tmp_path / "r.jsonl"
-    assert worker.serve([json.dumps(task("a", 1).as_json())] * 2, Executor(CPU, quick=True), path, out) == 1
-    answer = json.loads(out.getvalue().splitlines()[-1].removeprefix(worker.BROKEN))
-    assert answer["contender"] == "rdk eager" and "illegal memory access" in answer["note"] and not path.exists()
-
-
-def test_a_worker_that_dies_or_hangs_costs_one_task(tmp_path: Path) -> None:
-    child = worker.Worker([], tmp_path / "log")
-    answer = f"import sys\nfor line in sys.stdin:\n    print('compiler talk'); print('{worker.DONE}', flush=True)\n"
-    child.command = [sys.executable, "-c", answer]
-    assert child.ask(task("a", 1), 30) is None
-    assert child.process is not None
-    child.process.kill()
-    child.process.wait()
-    assert child.ask(task("b", 1), 30) is None  # a new process was started
-    child.stop()
-    dying = f"import sys, os; sys.stdin.readline(); print('{worker.AT}checking rdk cuda', flush=True); os._exit(7)"
-    child.command = [sys.executable, "-c", dying]
-    trouble = child.ask(task("c", 1), 30)
-    assert trouble and "ended with status 7" in trouble.reason and trouble.contender == "rdk cuda"
-    child.command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    began = time.monotonic()
-    assert "took longer than 1 s" in str(child.ask(task("d", 1), 1))
-    assert time.monotonic() - began < 20 and child.process is None
-
-
-def test_a_real_worker_process_measures(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    child = worker.Worker(["--device", "cpu", "--records", str(path), "--commit", "abc"], tmp_path / "log")
-    try:
-        assert child.ask(task("a", 5), 120) is None, (tmp_path / "log").read_text()
-    finally:
-        child.stop()
-    assert [r["status"] for r in records.read(path)] == ["ok", "ok"]
-
-
-def test_a_worker_takes_the_libraries_from_the_folder_of_the_environment(tmp_path: Path) -> None:
-    (tmp_path / "_build_info.json").write_text('{"left_out": {"_cpu": "this folder has none"}}')
-    code = "import rdk; print(rdk.backends()['cpu'])"
-    command = [sys.executable, "-c", code]
-    assert libraries.logged(command, tmp_path / "log", 60, RDK_LIBRARY_FOLDER=str(tmp_path)) == 0
-    assert "_cpu.so is not there: this folder has none" in (tmp_path / "log").read_text()
-
-
-def test_the_folder_of_a_build_is_that_of_its_sources() -> None:
-    assert libraries.folder_for_these_sources() == libraries.folder_for_these_sources()
-
-
-def test_a_command_that_takes_too_long_is_stopped_with_its_children(tmp_path: Path) -> None:
-    log, mark = tmp_path / "log", tmp_path / "alive"
-    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
-    parent = f"import subprocess, sys; print('here', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    assert libraries.logged([sys.executable, "-c", parent], log, 1.5) is None
-    time.sleep(3)
-    assert log.read_text() == "here\n" and not mark.exists()
-    assert (
-        libraries.logged([sys.executable, "-c", "import os, sys; sys.exit(int(os.environ['X']))"], log, 30, X="3") == 3
-    )
-
-
-def test_a_build_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def setup(command: list[str], log: Path, seconds: float, **variables: str) -> int:
-        assert command[1:3] == ["setup.py", "build_ext"] and variables == {"RDK_BUILD": "auto"}
-        (tmp_path / "rdk").mkdir()
-        (tmp_path / "rdk" / "_build_info.json").write_text('{"left_out": {"_cuda": "there was no nvcc"}}')
-        return 0
-
-    monkeypatch.setattr(libraries, "logged", setup)
-    assert libraries.build(tmp_path, tmp_path / "log", 1) == "_cuda is left out: there was no nvcc"
-    assert libraries.build(tmp_path, tmp_path / "log", 1) is None  # found again, not built again
-    monkeypatch.setattr(libraries, "logged", lambda *a, **kw: None)
-    assert "took longer than 9 s" in str(libraries.build(tmp_path / "other", tmp_path / "log", 9))
