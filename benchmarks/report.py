@@ -179,8 +179,12 @@ def run(
     pictures: bool = True,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Writes the README's part, pictures/ and report.html beside the records."""
+    """Writes the README's part, pictures/ and report.html beside the records. Raises ValueError where there are no records."""
     everything = records.read_all(folder)
+    if not everything:
+        raise ValueError(
+            f"there are no records in {folder}: {'no *.jsonl has any' if folder.is_dir() else 'no such folder'}."
+        )
     found = standing.standing(everything)
     say(f"{len(everything)} records in {folder}, {len(everything) - len(found)} of them superseded")
     drawn = _drawn(found, folder, say) if pictures else []

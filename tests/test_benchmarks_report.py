@@ -121,6 +121,16 @@ def test_superseded_records_are_on_no_page_and_tidy_drops_them(tmp_path: Path) -
     assert path.stat().st_mtime_ns == before and "2 records stand, 0 superseded" in said[1]
 
 
+def test_a_folder_without_records_leaves_the_readme_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\ntables\n{report.END}\n")
+    (tmp_path / "empty").mkdir()
+    for name, message in (("typo", "no such folder"), ("empty", r"no \*.jsonl has any")):
+        with pytest.raises(ValueError, match=f"there are no records in .*{name}: {message}"):
+            report.run(tmp_path / name, readme, True, lambda text: None)
+    assert "tables" in readme.read_text() and sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "empty"]
+
+
 def test_losses_are_shown_as_such() -> None:
     found = group([ok("eager", 1.0, 100), ok("rdk triton", 1.25, 150), ok("rdk triton sqrt", 2.0, 200)])
     found += group([ok("eager", 1.0), ok("rdk triton", 0.98)], W4R, "rollout")
