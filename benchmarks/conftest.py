@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import check, environment, measure, peers
+from benchmarks import environment, peers
+from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Problem
 from benchmarks.suites import QUICK_STEP_SECONDS, Executor
 from benchmarks.workloads import Case
@@ -48,14 +49,12 @@ def timed(benchmark: Callable[..., object], executor: Executor) -> Callable[[Cas
         reason = peer.why_not(problem, training)
         if reason is not None:
             pytest.skip(reason)
-        expected = problem.answers(training)
-        errors = {
-            name: check.compare(peers.PEERS[name].make(problem, training).answers(), expected) for name in peers.EAGER
-        }
+        judge = Judge(problem, training)
+        for name in peers.EAGER:
+            judge.fault_of(name, peers.PEERS[name].make(problem, training))
         contestant = peer.make(problem, training)
-        errors[contender] = check.compare(contestant.answers(), expected)
-        broken = measure.bounds_of(problem, contender, errors).broken_by(errors[contender])
-        assert broken is None, broken
+        fault = judge.fault_of(contender, contestant)
+        assert fault is None, fault
 
         def call() -> None:
             contestant.run()
@@ -63,7 +62,7 @@ def timed(benchmark: Callable[..., object], executor: Executor) -> Callable[[Cas
                 torch.cuda.synchronize()
 
         about = environment.describe(DEVICE)
-        benchmark.extra_info.update(about, case=case.description, error=errors[contender].output)  # type: ignore[attr-defined]
+        benchmark.extra_info.update(about, case=case.description, error=judge.errors[contender].output)  # type: ignore[attr-defined]
         benchmark.group = f"{case.label} {pass_name}"  # type: ignore[attr-defined]
         benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[attr-defined]
 

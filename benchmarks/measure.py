@@ -6,16 +6,17 @@ import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from benchmarks import check, timing
+from benchmarks import timing
 from benchmarks.check import Errors
+from benchmarks.judge import Judge
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import EAGER, Peer, forget_compiled
+from benchmarks.peers import Peer, forget_compiled
 from benchmarks.problem import Contestant, Problem
 from benchmarks.timing import Patience, Stopwatch, Timing
-from rdk import dispatch
 
 BASELINE = "eager"
 FAILED = "failed "  # how `say` begins where a contender has failed
@@ -80,9 +81,8 @@ def compare(
     problem.precision.apply()
     outcomes: dict[str, Outcome] = {}
     running: dict[str, Contestant] = {}
-    errors: dict[str, Errors] = {}
     try:
-        expected = problem.answers(training)
+        judge = Judge(problem, training)
     except Exception as error:
         status = "out of memory" if is_out_of_memory(error) else "failed"
         note = f"no float64 answers to check against: {first_line(error)}"
@@ -95,21 +95,21 @@ def compare(
             continue
         try:
             contestant = peer.make(problem, training)
-            errors[peer.name] = check.compare(contestant.answers(), expected)
+            fault = judge.fault_of(peer.name, contestant)
         except Exception as error:
             outcomes[peer.name] = _failure(peer.name, error, say)
             release(problem.device)
         else:
-            broken = bounds_of(problem, peer.name, errors).broken_by(errors[peer.name])
-            if broken is None:
+            if fault is None:
                 running[peer.name] = contestant
             else:
-                outcomes[peer.name] = Outcome(peer.name, "wrong", errors=errors[peer.name], note=broken)
+                outcomes[peer.name] = Outcome(peer.name, "wrong", errors=judge.errors[peer.name], note=fault)
         if peer.name == BASELINE and BASELINE not in running:
             note = f"eager, whose error sets the bounds, did not pass: {outcomes[BASELINE].note}"
             rest = [Outcome(other.name, "left out", note=note) for other in peers[1:]]
             return [outcomes[BASELINE], *rest]
-    del expected
+    errors = judge.errors
+    del judge
     release(problem.device)
     timings = _timed(problem, running, outcomes, patience, watch or timing.stopwatch(problem.device), say)
     for name, result in timings.items():
@@ -138,16 +138,6 @@ def _peak(contestant: Contestant, device: torch.device) -> int | None:
     return peak_bytes(contestant.run, device)
 
 
-def bounds_of(problem: Problem, contender: str, errors: dict[str, Errors]) -> check.Bounds:
-    """Eager in either layout keeps the limits of a fair problem; its errors bound those of everyone after it."""
-    if contender in EAGER:
-        return check.eager_bounds(problem.precision)
-    on_cpu = problem.device.type == "cpu" and contender.startswith("rdk")
-    policy = dispatch.precision_of(problem.device, problem.precision.dtype) if on_cpu else None
-    eager = [errors[name] for name in EAGER if name in errors]
-    return check.bounds(problem.precision, problem.case.convolutions, eager, errors[contender], policy)
-
-
 def _timed(
     problem: Problem,
     running: dict[str, Contestant],
@@ -170,6 +160,10 @@ def _timed(
         except Exception as error:
             drop(name, error)
     say(f"timing {len(running)} contenders in turns")
-    return timing.interleave(
-        {name: lambda name=name: running[name].run() for name in running}, watch, patience, drop=drop
-    )
+    calls = {name: partial(_run, running, name) for name in running}
+    return timing.interleave(calls, watch, patience, drop=drop)
+
+
+def _run(running: dict[str, Contestant], name: str) -> None:
+    """By name, so that one that is dropped is held nowhere and its memory is free."""
+    running[name].run()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks import check, floors, measure, peers
+from benchmarks import floors, measure, peers
+from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Contestant, Problem
 from benchmarks.suites import QUICK_STEP_SECONDS, Executor
 from benchmarks.timing import Patience, interleave, stopwatch
@@ -42,7 +43,7 @@ def run(
     """Checks the contenders, then prints the floors and each contender's kernels. Returns 1 where a result was wrong."""
     precision = PRECISIONS[precision_name]
     training = "training" in workload.passes and not forward
-    case = workload.case(iterations or workload.headline[0])
+    case = workload.case(workload.headline[0] if iterations is None else iterations)
     if batch is not None:
         case = case.with_batch(batch)
     elif device.type == "cpu":
@@ -82,8 +83,9 @@ def checked(
     problem: Problem, training: bool, names: Sequence[str], say: Callable[[str], None]
 ) -> tuple[dict[str, Contestant], bool]:
     """The contenders whose results are right, ready to run, and whether one of them was wrong."""
-    expected = problem.answers(training)
-    eager = {name: check.compare(peers.PEERS[name].make(problem, training).answers(), expected) for name in peers.EAGER}
+    judge = Judge(problem, training)
+    for name in peers.EAGER:
+        judge.fault_of(name, peers.PEERS[name].make(problem, training))
     running: dict[str, Contestant] = {}
     wrong = False
     for peer in peers.named(names):
@@ -93,15 +95,14 @@ def checked(
             continue
         try:
             contestant = peer.make(problem, training)
-            errors = check.compare(contestant.answers(), expected)
+            fault = judge.fault_of(peer.name, contestant)
         except Exception as error:
             say(f"{peer.name} failed: {measure.first_line(error)}")
             continue
-        broken = measure.bounds_of(problem, peer.name, eager | {peer.name: errors}).broken_by(errors)
-        if broken is None:
+        if fault is None:
             running[peer.name] = contestant
         else:
-            say(f"{peer.name} is wrong, so it is not timed: {broken}")
+            say(f"{peer.name} is wrong, so it is not timed: {fault}")
             wrong = True
     return running, wrong
 

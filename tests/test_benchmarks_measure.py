@@ -112,6 +112,56 @@ def test_a_wrong_gradient_is_never_timed() -> None:
     )
 
 
+def scaled(factor: float) -> Callable[[Contestant], None]:
+    return lambda contestant: contestant.parameters[0].register_hook(lambda gradient: gradient * factor) and None
+
+
+def only_the_checked_images(contestant: Contestant) -> None:
+    network, images = contestant.network, torch.tensor(contestant.problem.checked)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return (x * 1.0).index_copy(0, images, network(x[images]))
+
+    contestant.call = call
+
+
+def the_whole_batchs_gradient(contestant: Contestant) -> None:
+    """Right under the check's upstream, which is zero for most images, and wrong under the one that is timed."""
+    contestant.parameters[0].register_hook(lambda g: g * (1.0 if (contestant.upstream[2] == 0).all() else 1.05))
+
+
+@pytest.mark.parametrize(
+    "precision, change, fault",
+    [
+        ("bf16", scaled(1.25), "the gradient of weight 0 differs from float64"),
+        ("bf16", scaled(0.72), "the gradient of weight 0 differs from float64"),
+        ("fp32", scaled(1.004), "the gradient of weight 0 is scaled against float64 by 4.0e-03"),
+        ("fp32", only_the_checked_images, "the output differs from eager over the whole batch"),
+        ("fp32", the_whole_batchs_gradient, "the gradient of weight 0 differs from eager over the whole batch"),
+    ],
+)
+def test_the_gate_holds_back_what_is_wrong_in_part(
+    precision: str, change: Callable[[Contestant], None], fault: str
+) -> None:
+    problem = Problem(Case("grid", "residual", 8, 16, 8, 8, 3), PRECISIONS[precision], CPU)
+    outcomes = measure.compare(problem, True, [peers.PEERS["eager"], broken("rdk broken", change)], ONCE)
+    assert outcomes[0].status == "ok" and outcomes[1].status == "wrong" and fault in outcomes[1].note, outcomes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "case", [*SMALL, Case("grid", "conv", 8, 64, 16, 16, 10), Case("grid", "residual", 8, 16, 8, 8, 3)]
+)
+def test_the_gate_lets_right_contenders_through_whatever_the_draw(case: Case, precision: str) -> None:
+    """Arithmetic of another order, and of another kind (Winograd), beside eager's: sums flip at a ReLU in each."""
+    names = ["eager", "eager channels_last", "rdk eager", "rdk eager sqrt", "rdk cpu", "checkpoint"]
+    for seed in range(8):
+        problem = Problem(case, PRECISIONS[precision], CPU, seed)
+        for outcome in measure.compare(problem, True, peers.named(names), ONCE):
+            assert outcome.status in ("ok", "left out"), (seed, outcome)
+
+
 @pytest.mark.parametrize(
     "error, status, note",
     [
@@ -177,6 +227,10 @@ def test_an_outcome_has_a_timing_exactly_when_it_is_ok() -> None:
 def test_bounds_follow_eager_rounding_and_the_policy_of_the_cpu_backend() -> None:
     eager = [Errors(4e-7, 1e-6, "weight"), Errors(9e-7, 2e-6, "weight")]
     own = Errors(1e-6, 1e-4, "weight")
+    low, bf16 = Errors(4e-3, 5e-2, "weight"), PRECISIONS["bf16"]
+    assert check.bounds(bf16, 10, [low], Errors(4e-3)).gradient == pytest.approx(2.5 * 5e-2)
+    assert check.bounds(bf16, 10, [low], Errors(9e-3)).gradient == pytest.approx(2.5 * 5e-2 * 1.5)
+    assert check.bounds(bf16, 10, [Errors(4e-3, 1e-3)], Errors(1e-3)).gradient == pytest.approx(1.25 * 4e-3**0.5)
     assert check.bounds(FP32, 10, eager, own).output == pytest.approx(1.5 * 9e-7)
     assert check.bounds(FP32, 10, [Errors(1e-9)], own).output == pytest.approx(4 * 2.0**-24)
     fast = {count: check.bounds(FP32, count, eager, own, "fast").output for count in (5, 6, 20, 80)}
@@ -184,7 +238,7 @@ def test_bounds_follow_eager_rounding_and_the_policy_of_the_cpu_backend() -> Non
     assert check.bounds(FP32, 10, eager, own, "accurate").output == pytest.approx(4 * 9e-7)
     assert check.bounds(FP32, 10, eager, own, "exact").output == pytest.approx(1.5 * 9e-7)
     assert check.bounds(PRECISIONS["bf16"], 10, [Errors(1e-3)], own).output == pytest.approx(2.0**-6)
-    assert check.bounds(FP32, 10, eager, Errors(math.nan)).broken_by(Errors(math.nan)) is not None
+    assert check.bounds(FP32, 10, eager, Errors(math.nan)).broken_by(Errors(math.nan), "float64") is not None
 
 
 def test_errors_of_a_vanishing_gradient_are_measured_against_the_others() -> None:
