@@ -50,6 +50,16 @@ def device_named(name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def _precisions(arguments: argparse.Namespace, device: torch.device, default: Sequence[str]) -> list[str]:
+    """Those asked for. Raises UsageError for one that the device has no arithmetic of."""
+    found = list(arguments.dtype or default)
+    if device.type == "cpu" and "tf32" in found:
+        raise UsageError(
+            "tf32 is arithmetic of NVIDIA GPUs; a CPU would compute fp32 under its name. Give --dtype fp32."
+        )
+    return found
+
+
 def _pinned(device: torch.device, threads: int) -> None:
     if device.type == "cpu":
         environment.pin(threads)
@@ -64,7 +74,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     return dispatch.run(
         arguments.backend,
         device,
-        arguments.dtype or default,
+        _precisions(arguments, device, default),
         arguments.quick,
         target=arguments.out,
         given_commit=arguments.commit,
@@ -78,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.workload and arguments.suite not in ("workloads", "all"):
         raise UsageError(f"--workload chooses among the workloads, and the suite {arguments.suite!r} has none of them.")
     chosen = suites.all_workloads(arguments.workload)
-    precisions = arguments.dtype or (["fp32"] if device.type == "cpu" else ["bf16", "fp32", "tf32"])
+    precisions = _precisions(arguments, device, ["fp32"] if device.type == "cpu" else ["bf16", "fp32", "tf32"])
     plan = [
         suites.Task("ceilings", precision) for precision in precisions if arguments.suite not in ("shapes", "linear")
     ]
@@ -141,7 +151,11 @@ def _profile(arguments: argparse.Namespace) -> int:
     device = device_named(arguments.device)
     _pinned(device, arguments.threads)
     workload = suites.all_workloads([arguments.workload])[0]
-    precision = (arguments.dtype or ["fp32" if device.type == "cpu" else "bf16"])[0]
+    precision = _precisions(arguments, device, ["fp32" if device.type == "cpu" else "bf16"])[0]
+    for name in ("iterations", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}.")
     return profile.run(
         workload, device, precision, arguments.iterations, arguments.batch, arguments.contender, arguments.forward
     )
