@@ -5,6 +5,7 @@ RDK_BUILD: "auto" builds what this machine can and records why the rest is left 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,10 +50,12 @@ def extensions():
     info["torch"], info["cuda"] = torch.__version__, torch.version.cuda
     if not Path("csrc").is_dir():
         info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no folder csrc")
-    elif not shutil.which(os.environ.get("CXX", "c++")):
+    elif not shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]):
         info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no C++ compiler")
     elif not (home and torch.version.cuda):
         info["left_out"]["_cuda"] = "there was no nvcc, or PyTorch has no CUDA"
+    if MODE == "require" and "_cpu" in info["left_out"]:
+        raise SystemExit(f"RDK_BUILD=require: the compiled libraries cannot be built: {info['left_out']['_cpu']}")
     modules = []
     for name in (name for name in KINDS if f"_{name}" not in info["left_out"]):
         sources = sorted(str(p) for p in Path(f"csrc/{name}").iterdir() if p.suffix in (".cpp", ".cu"))
@@ -60,16 +63,15 @@ def extensions():
         flags = {compiler: ["-O3", "-std=c++20", *openmp] for compiler in ("cxx", "nvcc")}
         flags["nvcc"].append("-gencode=arch=compute_90a,code=sm_90a")  # PyTorch then adds none of TORCH_CUDA_ARCH_LIST
         flags["cxx"].append("-fno-wrapv")  # Python's own -fwrapv costs the CPU kernels up to 9 % of their time
-        options = {"extra_compile_args": flags, "extra_link_args": openmp, "py_limited_api": True, "optional": True}
+        options = {"extra_compile_args": flags, "extra_link_args": openmp, "py_limited_api": True}
+        options["optional"] = MODE != "require"  # else setuptools takes a failed link for a warning
         modules.append(getattr(cpp, KINDS[name])(f"rdk._{name}", sources, **options))
 
     class Build(cpp.BuildExtension.with_options(no_python_abi_suffix=True)):
         def build_extensions(self):
             try:
                 super().build_extensions()
-            except (
-                RuntimeError
-            ) as error:  # PyTorch refuses this nvcc (its version, its host compiler) before it builds any
+            except RuntimeError as error:  # PyTorch refuses this nvcc, by its version or compiler, before it builds any
                 others = [ext for ext in self.extensions if ext.name != "rdk._cuda"]
                 if MODE == "require" or others == self.extensions:
                     raise

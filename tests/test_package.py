@@ -127,3 +127,11 @@ def test_a_tree_without_csrc_is_built_without_libraries(tmp_path: Path) -> None:
     small_tree(tmp_path, {})
     found = build_info(tmp_path, os.environ["PATH"])
     assert found["built"] == [] and set(found["left_out"].values()) == {"there was no folder csrc"}
+
+
+def test_require_fails_where_nothing_can_be_compiled(tmp_path: Path) -> None:
+    environment = os.environ | {"RDK_BUILD": "require", "CXX": "no-such-compiler -m64"}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode and "RDK_BUILD=require: the compiled libraries cannot be built" in run.stderr
+    assert not list(tmp_path.iterdir())
