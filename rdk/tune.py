@@ -250,6 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
         refusal = "rdk.tune: PyTorch sees no GPU here, and tiles are chosen by timing them on one. Nothing was written."
         print(refusal, file=sys.stderr)
         return 1
+    if torch.version.hip is not None:
+        print("rdk.tune: tiles are compiled for NVIDIA GPUs before one is kept. Nothing was written.", file=sys.stderr)
+        return 1
+    from triton.runtime.driver import driver
     from triton.testing import do_bench
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -263,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         return build.compile_ahead(launch, 10 * capability[0] + capability[1])
 
     problems = problems_of(chosen.channels, chosen.pixels, chosen.dtypes)
-    shared_limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    shared_limit = driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
     with torch.no_grad():
         tuned = tune(start, device, problems, timer, compiler, shared_limit)
     chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")

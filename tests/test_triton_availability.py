@@ -60,9 +60,9 @@ def test_explain_and_backends_say_that_cpu_tensors_are_taken() -> None:
 
 
 def test_auto_never_takes_what_nobody_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = problem(device=DEVICE)
+    asked = problem(device=DEVICE, needs_grad=True)
     record = {
-        "kind": "conv", "pass": "forward", "dtype": "float32", "precision": asked.precision, "channels": 4, "height": 5,
+        "kind": "conv", "pass": "training", "dtype": "float32", "precision": asked.precision, "channels": 4, "height": 5,
         "width": 5, "batch": 2, "iterations": 3, "stages": 1, "speedup": 2.0,
     }  # fmt: skip
     device = measured.device_name(DEVICE)
