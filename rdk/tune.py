@@ -14,20 +14,23 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rdk.backends.layout import channels_last
-from rdk.backends.triton import build, configurations, shipped
+from rdk.backends.triton import configurations
 from rdk.backends.triton.configurations import ConvTile, Device, Entry, WeightGradientTile
-from rdk.backends.triton.launch import Launch
 from rdk.backends.triton.setting import Setting, arithmetic_of, make_setting
 
+if TYPE_CHECKING:  # both import triton, which is not needed to say that there is no GPU
+    from rdk.backends.triton.build import Built
+    from rdk.backends.triton.launch import Launch
+
 Tile = ConvTile | WeightGradientTile
-Compiler = Callable[[Launch], build.Built]  # ahead of time, for the device that is tuned
+Compiler = Callable[["Launch"], "Built"]  # ahead of time, for the device that is tuned
 Timer = Callable[[Callable[[], None]], float]  # a function's median time in milliseconds
 
 CONV_TILES = [
@@ -131,7 +134,7 @@ def _setting(
 
 
 def _tune_conv(bench: Bench, problem: TuningProblem, tiles: Sequence[ConvTile]) -> Outcome | None:
-    from rdk.backends.triton import launch
+    from rdk.backends.triton import launch, shipped
 
     x, skip, weight = _tensors(problem, bench.device)
     expected = torch.relu(F.conv2d(x.double(), weight.double(), padding=1) + skip.double())
@@ -145,7 +148,7 @@ def _tune_conv(bench: Bench, problem: TuningProblem, tiles: Sequence[ConvTile]) 
 
 
 def _tune_weight_gradient(bench: Bench, problem: TuningProblem, tiles: Sequence[WeightGradientTile]) -> Outcome | None:
-    from rdk.backends.triton import launch
+    from rdk.backends.triton import launch, shipped
 
     x, grad, weight = _tensors(problem, bench.device)
     expected = torch.ops.aten.convolution_backward(
@@ -205,6 +208,8 @@ def _unfit(bench: Bench, setting: Setting, dtype: torch.dtype, uses: Sequence[st
     """Why a tile cannot serve all `uses`; None where it can."""
     from triton.errors import TritonError
 
+    from rdk.backends.triton import shipped
+
     for use in uses:
         try:
             built = bench.compiler(shipped.launch_of(setting, dtype, use))
@@ -256,6 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
     from triton.runtime.driver import driver
     from triton.testing import do_bench
 
+    from rdk.backends.triton import build
+
     device = torch.device("cuda", torch.cuda.current_device())
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     start = replace(configurations.device_named(name, capability), name=name, capability=capability)
@@ -263,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     def timer(run: Callable[[], None]) -> float:
         return float(do_bench(run, return_mode="median"))
 
-    def compiler(launch: Launch) -> build.Built:
+    def compiler(launch: Launch) -> Built:
         return build.compile_ahead(launch, 10 * capability[0] + capability[1])
 
     problems = problems_of(chosen.channels, chosen.pixels, chosen.dtypes)
