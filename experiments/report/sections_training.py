@@ -193,7 +193,8 @@ def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str,
             r, f = _twins(part, "test_accuracy")
             verdict = _verdict(r, f, _iterations(part))
             verdicts += [verdict] if verdict else []
-            rows.append([str(depth), statistic(r), statistic(f), difference(r, f), verdict, *_without_mask(part)])
+            gap = f"{r.mean() - f.mean():+.2f}" if verdict == SAME_NET else difference(r, f)
+            rows.append([str(depth), statistic(r), statistic(f), gap, verdict, *_without_mask(part)])
         note = (
             f"{panel_name}; {setting(scale, schedule, runs)}. Alike: within 1 point, or else within 2 standard errors."
         )
@@ -249,7 +250,7 @@ def _counted(verdicts: list[str], seeds: int) -> str:
     if not counted:
         return ""
     if seeds == 1:
-        return f"{len(counted)} depths with one run of each net, too few for a verdict"
+        return f"one run of each net at {len(counted)} of the depths, too few for a verdict"
     by_error = counted.count(BY_ERROR)
     alike = f"alike at {counted.count(YES) + by_error} of {len(counted)} depths"
     return alike + (f", at {by_error} of them by the standard error alone" if by_error else "") + f" (n ≤ {seeds})"
