@@ -112,7 +112,8 @@ static void product(const ProductArgs& args) {
   }
 }
 
-// R channels of v x NV vectors of w, summed over the tiles and then added to u: sums of sums err less than one long sum.
+// R channels of v x NV vectors of w, summed over the tiles and then added to u: sums of sums err less than one long
+// sum.
 template <int R, int NV>
 static void weight_step(const float* v, const float* w, int64_t w_block, int tiles, float* u, int64_t u_row) {
   Vec sum[R][NV];

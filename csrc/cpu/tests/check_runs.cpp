@@ -1,5 +1,6 @@
 // Runs forward and backward of small odd shapes against a direct convolution in double, without PyTorch, under the
-// sanitizers. Built and run by tests/test_cpu_sanitizers.py; prints one line per case and returns 1 where a result is wrong.
+// sanitizers. Built and run by tests/test_cpu_sanitizers.py; prints one line per case and returns 1 where a result is
+// wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
