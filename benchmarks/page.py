@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,7 @@ def write(found: Sequence[Record], pictures: Sequence[Path], target: Path) -> Pa
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
-    tables = [
-        _table(report.title(found, setting), report.HEADER, report.workload_lines(found, setting))
-        for setting in summary.settings(found, "workloads")
-    ]
-    tables += [_table(name, report.SHAPES_HEADER, lines) for name, lines in report.shape_tables(found)]
+    tables = [_table(*table) for table in report.tables(found)]
     comparisons: dict[str, list[object]] = {}
     for group in records.groups(found):
         comparisons.setdefault(records.setting_of(group[0]).name, []).append(_comparison(group))
@@ -42,8 +39,10 @@ def _table(title: str, header: str, lines: Sequence[tuple[str, list[str]]]) -> d
 
 
 def _cell(text: str) -> dict[str, str]:
-    """The text without Markdown, and what it says of rdk."""
+    """The text without Markdown, and what it says of rdk: of memory where it begins with that."""
     verdict = "win" if "**" in text else "loss" if "(slower)" in text else "missing" if text in MISSING else ""
+    if memory := re.match(r"([\d.]+)× (less|more)", text):
+        verdict = "" if float(memory[1]) <= 1 + summary.TIE else "win" if memory[2] == "less" else "loss"
     return {"text": text.replace("**", "").replace("`", ""), "verdict": verdict}
 
 
@@ -66,4 +65,7 @@ def _comparison(group: list[Record]) -> dict[str, object]:
                 "peak": f"{record['peak_bytes'] / 2**20:.1f} MiB" if record["peak_bytes"] is not None else "",
             }
         )
-    return {"title": f"{group[0]['task']}: {records.case_of(group[0]).description}", "rows": rows}
+    first, about = group[0], group[0]["measured_on"]
+    cut = f" (cut from {first['uncut_batch']})" if first["uncut_batch"] != first["case"]["batch"] else ""
+    where = f"{about['hardware']}, commit {report.commit_of(first)}, {first['date'][:16].replace('T', ' ')}"
+    return {"title": f"{first['task']}: {records.case_of(first).description}{cut}; {where}", "rows": rows}

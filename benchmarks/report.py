@@ -8,17 +8,14 @@ from pathlib import Path
 from benchmarks import records, standing, summary
 from benchmarks.environment import ROOT
 from benchmarks.records import Record, Setting
-from benchmarks.summary import NOT_MEASURED, Row, Versus
+from benchmarks.summary import NOT_MEASURED, TIE, Row, Versus
 from benchmarks.workloads import CPU_SHAPES, LINEAR_SHAPES, MAZE_SHAPES, TINY_SHAPES, Case
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
-# beyond this a difference is called one: about the spread of a median on a shared machine
-TIE = 0.05
-
 HEADER = (
-    "| | forward, against eager | against the best other | training step, against eager | against the best other "
-    '| step memory with `checkpoint="sqrt"` (its time) | error, rdk / eager |'
+    "| | forward, against eager | by least times | against the best other | training step, against eager | by least times "
+    '| against the best other | step memory with `checkpoint="sqrt"` (its time) | error, rdk / eager |'
 )
 
 SHAPES_HEADER = (
@@ -39,9 +36,9 @@ def ratio_text(versus: Versus | None, missing: str = NOT_MEASURED, show_opponent
     if versus is None:
         return missing
     text = f"{versus.ratio:.2f}×" if versus.ratio < 9.95 else f"{versus.ratio:.0f}×"
-    if versus.ratio > 1 + TIE:
+    if versus.wins:
         text = f"**{text}**"
-    elif versus.ratio < 1 - TIE:
+    elif versus.loses:
         text += " (slower)"
     return f"{text} {versus.theirs}" if show_opponent else text
 
@@ -52,10 +49,11 @@ def cells(row: Row) -> list[str]:
     shown = []
     for name in ("forward", "training"):
         if name == "training" and rollout:
-            shown += ["–", "–"]
+            shown += ["–", "–", "–"]
         else:
             missing = row.why.get(name, NOT_MEASURED)
             shown.append(ratio_text(row.eager.get(name), missing) + _by_name(row, name))
+            shown.append(ratio_text(row.least.get(name), missing))
             shown.append(ratio_text(row.best.get(name), missing, show_opponent=True))
     if rollout:
         shown.append("–")
@@ -74,18 +72,14 @@ def cells(row: Row) -> list[str]:
 def _by_name(row: Row, pass_name: str) -> str:
     """; `cpu` 2.62× where a backend asked for by name wins and what dispatch chose does not."""
     chosen, named = row.eager.get(pass_name), row.named.get(pass_name)
-    if chosen is None or named is None or chosen.ratio > 1 + TIE or named.ratio <= 1 + TIE:
+    if chosen is None or named is None or chosen.wins or not named.wins:
         return ""
     return f"; `{named.ours.removeprefix('rdk ')}` {named.ratio:.2f}×"
 
 
 def name_of(row: Row) -> str:
     """W4 n=10, C128 32x32, batch 4 of 50."""
-    batch = f"batch {row.case.batch}"
-    cut = sorted(row.batches - {row.case.batch})
-    if cut:
-        batch = f"batch {cut[0]}" + (f"–{cut[-1]}" if len(cut) > 1 else "") + f" of {row.case.batch}"
-    return f"{row.case.label}, C{row.case.channels} {row.case.height}x{row.case.width}, {batch}"
+    return f"{row.case.label}, C{row.case.channels} {row.case.height}x{row.case.width}, {row.batch}"
 
 
 def shape_tables(found: Sequence[Record]) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
@@ -113,7 +107,7 @@ def shape_lines(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
 
     def mean(name: str, figure: str) -> str:
         ratios = [getattr(row, figure)[name].ratio for row in rows if name in getattr(row, figure)]
-        return ratio_text(Versus(summary.geometric_mean(ratios), "", "") if ratios else None)
+        return ratio_text(Versus(summary.geometric_mean(ratios)) if ratios else None)
 
     lines = [(row.case.description, [text(row, *column) for column in columns]) for row in rows]
     measured = sum(bool(row.eager) for row in rows)
@@ -123,39 +117,54 @@ def shape_lines(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def markdown(found: Sequence[Record]) -> str:
-    """The tables of every setting with records, and an empty one for the GPU where none has any."""
+def tables(found: Sequence[Record]) -> Iterator[tuple[str, str, list[tuple[str, list[str]]]]]:
+    """Title, header and lines: of every setting with records, and an empty table for the GPU where none has any."""
     settings = summary.settings(found, "workloads")
-    parts = []
     if not any(setting.device_type == "cuda" for setting in settings):
-        parts.append(_table("An NVIDIA GPU, bf16: nobody has measured it yet", workload_lines([], None)))
+        yield "An NVIDIA GPU, bf16: nobody has measured it yet", HEADER, workload_lines([], None)
     for setting in settings:
-        parts.append(_table(title(found, setting), workload_lines(found, setting)))
-    parts += [_table(name, lines, SHAPES_HEADER) for name, lines in shape_tables(found)]
+        yield title(found, setting), HEADER, workload_lines(found, setting)
+    for name, lines in shape_tables(found):
+        yield name, SHAPES_HEADER, lines
+
+
+def markdown(found: Sequence[Record]) -> str:
+    """The tables and what they mean."""
     note = (
         "Ratios of medians taken in turns in one process after a check against float64; above 1 rdk is better, in bold by "
-        f'more than {TIE:.0%}. Eager is the faster of its two memory layouts. rdk is what `backend="auto"` chose; where only a '
+        f"more than {TIE:.0%} and more than twice the standard error of the two medians. Eager is the faster of its two memory "
+        'layouts. rdk is what `backend="auto"` chose, or the best backend where no measurements let it choose; where only a '
         "backend asked for by name wins, it stands behind. Left out on a CPU: one image takes longer than 2 s. "
         "[How it is measured](docs/benchmarks.md)."
     )
-    return "\n\n".join([*parts, note])
+    return "\n\n".join([*(_table(*table) for table in tables(found)), note])
 
 
 def title(found: Sequence[Record], setting: Setting, suite: str = "workloads") -> str:
-    newest = max(
-        (r for r in found if r["suite"] == suite and records.setting_of(r) == setting), key=lambda r: str(r["date"])
-    )
-    about = newest["measured_on"]
-    hardware = about["hardware"]
+    """Hardware, versions and commits of all the records that the table is made of, the commits with their days."""
+    chosen = [r for r in found if r["suite"] == suite and records.setting_of(r) == setting]
+    chosen.sort(key=lambda r: str(r["date"]))
+
+    def known(name: str) -> str:
+        return " and ".join(dict.fromkeys(str(r["measured_on"][name]) for r in chosen if r["measured_on"][name]))
+
+    hardware = known("hardware")
     if setting.threads is not None:
         threads = f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
-        hardware = f"{setting.device} ({about['hardware']}, {threads})"
-    driver = f", driver {about['driver']}" if about["driver"] else ""
-    commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
-    return f"{hardware}, {setting.precision}: torch {about['torch']}{driver}, commit {commit}, {newest['date'][:10]}"
+        hardware = f"{setting.device} ({hardware}, {threads})"
+    driver = f", driver {known('driver')}" if known("driver") else ""
+    days = {commit_of(r): r["date"][:10] for r in chosen}
+    commits = ", ".join(f"{commit} of {day}" for commit, day in days.items())
+    versions = f"torch {known('torch')}{driver}"
+    return f"{hardware}, {setting.precision}: {versions}, commit{'s' if len(days) > 1 else ''} {commits}"
 
 
-def _table(title: str, lines: Sequence[tuple[str, list[str]]], header: str = HEADER) -> str:
+def commit_of(record: Record) -> str:
+    about = record["measured_on"]
+    return f"{about['commit']}{' with changes' if about['dirty'] else ''}"
+
+
+def _table(title: str, header: str, lines: Sequence[tuple[str, list[str]]]) -> str:
     columns = header.count("|") - 1
     shown = [f"**{title}**", "", header, "|" + "---|" * columns]
     return "\n".join([*shown, *(f"| {name} | {' | '.join(texts)} |" for name, texts in lines)])

@@ -11,6 +11,12 @@ from benchmarks.peers import EAGER
 from benchmarks.records import Record, Setting
 from benchmarks.workloads import CURVE_BASE, WORKLOADS, Case
 
+# the least difference that is called one
+TIE = 0.05
+# twice the standard error of the median of n normal samples, in terms of p80 - p20: 2 · 1.253 / 1.683 · (p80 - p20) / √n.
+# Of 89 comparisons of rdk with itself 4 were further apart, and 41 by more than 5 % (W1 to W7, one CPU thread)
+ERROR = 1.5
+
 # what a missing figure is called
 NOT_MEASURED = "not measured"
 
@@ -21,11 +27,21 @@ Group = list[Record]
 
 @dataclass(frozen=True)
 class Versus:
-    """Ours against the best of some contenders in one comparison: ratio > 1 means that rdk is better."""
+    """Ours against the best of some contenders in one comparison: ratio > 1 means that rdk is better, by more than a tie where
+    it `wins`."""
 
     ratio: float
-    ours: str
-    theirs: str
+    ours: str = ""
+    theirs: str = ""
+    tie: float = field(default=TIE, compare=False)  # the least difference that counts as one
+
+    @property
+    def wins(self) -> bool:
+        return self.ratio > 1 + self.tie
+
+    @property
+    def loses(self) -> bool:
+        return self.ratio * (1 + self.tie) < 1
 
 
 @dataclass
@@ -42,7 +58,14 @@ class Row:
     scheduled: Versus | None = None  # the training step's time then
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)  # by pass: ours and eager's, of the output
     why: dict[str, str] = field(default_factory=dict)  # by pass: why a comparison has no figures
-    notes: list[str] = field(default_factory=list)  # what failed, was wrong or left out
+
+    @property
+    def batch(self) -> str:
+        """batch 128; batch 4–8 of 50."""
+        cut = sorted(self.batches - {self.case.batch})
+        if not cut:
+            return f"batch {self.case.batch}"
+        return f"batch {cut[0]}" + (f"–{cut[-1]}" if len(cut) > 1 else "") + f" of {self.case.batch}"
 
 
 def is_ours(record: Record) -> bool:
@@ -99,13 +122,12 @@ def _row(case: Case, newest_first: list[Group]) -> Row:
         name = "forward" if group[0]["pass"] == "rollout" else group[0]["pass"]
         fresh = [record for record in group if (name, record["contender"]) not in seen]
         seen |= {(name, record["contender"]) for record in group}
-        row.notes += [_note(record) for record in fresh if record["status"] != "ok"]
         good = [record for record in group if record["status"] == "ok"]
         if not good:
             row.why.setdefault(name, group[-1]["status"])
         if good and fresh:
             row.batches.add(group[0]["case"]["batch"])
-        plain = _shown([r for r in good if is_ours(r) and not has_schedule(r)])
+        plain = shown([r for r in good if is_ours(r) and not has_schedule(r)])
         eager = [r for r in good if r["contender"] in EAGER]
         if name not in row.eager:
             calls = [r for r in plain if not is_graph(r)]
@@ -122,33 +144,40 @@ def _row(case: Case, newest_first: list[Group]) -> Row:
         # others may have been measured in several comparisons, each beside ours: the strongest of them counts
         if versus and (name not in row.best or versus.ratio < row.best[name].ratio):
             row.best[name] = versus
-        scheduled = _shown([r for r in good if has_schedule(r)])
+        scheduled = shown([r for r in good if has_schedule(r)])
         if row.memory is None and scheduled and name == "training":
             row.memory = leaner(scheduled, eager)
             row.scheduled = faster(scheduled, eager)
     return row
 
 
-def _shown(ours: list[Record]) -> list[Record]:
+def shown(ours: list[Record]) -> list[Record]:
     """What stands for rdk: "auto", which is what a user gets, where it took part, else every backend named."""
     auto = [record for record in ours if record["contender"].startswith("rdk auto")]
     return auto or ours
 
 
-def _note(record: Record) -> str:
-    return f"{record['contender']}, {record['pass']}: {record['status']}: {record['note']}"
-
-
-def _versus(ours: Sequence[Record], theirs: Sequence[Record], cost: Callable[[Record], float]) -> Versus | None:
+def _versus(
+    ours: Sequence[Record],
+    theirs: Sequence[Record],
+    cost: Callable[[Record], float],
+    error: Callable[[Record], float] = lambda record: 0.0,
+) -> Versus | None:
     if not ours or not theirs:
         return None
     mine, other = min(ours, key=cost), min(theirs, key=cost)
-    return Versus(cost(other) / cost(mine), mine["contender"], other["contender"])
+    tie = max(TIE, math.hypot(error(mine), error(other)))
+    return Versus(cost(other) / cost(mine), mine["contender"], other["contender"], tie)
 
 
 def faster(ours: Sequence[Record], theirs: Sequence[Record], figure: str = "median_ms") -> Versus | None:
     """Their least median time, or another figure, over ours."""
-    return _versus(ours, theirs, lambda record: float(record[figure]))
+    return _versus(ours, theirs, lambda record: float(record[figure]), error_of_median)
+
+
+def error_of_median(record: Record) -> float:
+    """Twice its standard error, in parts of it."""
+    return ERROR * float((record["p80_ms"] - record["p20_ms"]) / record["median_ms"] / record["samples"] ** 0.5)
 
 
 def leaner(ours: Sequence[Record], theirs: Sequence[Record]) -> Versus | None:

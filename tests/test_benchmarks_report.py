@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_cases import FIXED, ON_CPU, W1, W4R, curve, group, ok, shape
+from record_cases import FIXED, GPU, ON_CPU, ONE_THREAD, W1, W4R, curve, group, ok, shape
 
 from benchmarks import records, report, standing, summary, workloads
 from benchmarks.measure import Outcome
@@ -16,10 +16,10 @@ def test_rows_that_nobody_has_measured_say_so() -> None:
     text = report.markdown(FIXED)
     lines = [line for line in text.splitlines() if line.startswith("| W")]
     assert len(lines) == sum(len(w.headline) * len(w.maps) for w in workloads.WORKLOADS.values())
-    assert "| **2.00×** | **1.67×** compile graph | 4.0× less (**1.25×**) | 1e-03 / 1e-03 |" in lines[0]
-    assert lines[0].count(summary.NOT_MEASURED) == 2 and lines[1].count(summary.NOT_MEASURED) == 6
-    assert all(line.count("|") == 8 for line in lines)
-    assert "NVIDIA H200, bf16: torch 2.11.0, driver 580.1, commit abc123, 2026-11-24" in text
+    assert "| **2.00×** | **2.00×** | **1.67×** compile graph | 4.0× less (**1.25×**) | 1e-03 / 1e-03 |" in lines[0]
+    assert lines[0].count(summary.NOT_MEASURED) == 3 and lines[1].count(summary.NOT_MEASURED) == 8
+    assert all(line.count("|") == 10 for line in lines)
+    assert "NVIDIA H200, bf16: torch 2.11.0, driver 580.1, commit abc123 of 2026-11-24" in text
 
 
 def test_without_any_record_the_table_is_there_and_empty() -> None:
@@ -136,12 +136,12 @@ def test_losses_are_shown_as_such() -> None:
     found += group([ok("eager", 1.0), ok("rdk triton", 0.98)], W4R, "rollout")
     lines = {line.split(",")[0]: line for line in report.markdown(found).splitlines() if line.startswith("| W")}
     assert "0.80× (slower)" in lines["| W1 n=5"] and "2.0× more (0.50× (slower))" in lines["| W1 n=5"]
-    assert "| 1.02× | 1.02× eager | – | – | – |" in lines["| W4r n=100"]
+    assert "| 1.02× | 1.02× | 1.02× eager | – | – | – | – |" in lines["| W4r n=100"]
 
 
 def test_a_backend_that_wins_by_name_only_is_named() -> None:
     found = group([ok("eager", 1.0), ok("rdk cpu", 0.4), ok("rdk auto", 1.02)])
-    assert "| 0.98×; `cpu` 2.50× | 0.98× eager |" in report.markdown(found)
+    assert "| 0.98×; `cpu` 2.50× | 0.98× | 0.98× eager |" in report.markdown(found)
     found = group([ok("eager", 1.0), ok("rdk cpu", 0.4), ok("rdk auto", 0.5)])
     assert "`cpu`" not in report.markdown(found)
 
@@ -150,7 +150,84 @@ def test_a_case_without_figures_says_why() -> None:
     names = ("eager", "rdk triton")
     found = group([Outcome(name, "out of memory", note="no") for name in names])
     line = next(line for line in report.markdown(found).splitlines() if line.startswith("| W1 n=5"))
-    assert line.count("out of memory") == 3 and line.count(summary.NOT_MEASURED) == 3
+    assert line.count("out of memory") == 4 and line.count(summary.NOT_MEASURED) == 4
+
+
+def test_a_title_names_every_commit_and_machine_of_its_rows() -> None:
+    found = group([ok("eager", 2.0), ok("rdk cpu", 1.0)], about=ON_CPU, precision="fp32")
+    later = ON_CPU | {"commit": "def456", "hardware": "Another Xeon", "dirty": True}
+    found += group([ok("eager", 2.0)], W4R, "rollout", "2026-11-25T00:00:00Z", later, "fp32")
+    title = report.title(found, ONE_THREAD)
+    assert title.startswith("cpu avx512 (A Xeon and Another Xeon, 1 thread), fp32: torch 2.11.0, commits ")
+    assert title.endswith("commits abc123 of 2026-11-24, def456 with changes of 2026-11-25")
+
+
+@pytest.mark.parametrize("samples, spread, text", [(100, 0.3, "**1.10×**"), (9, 0.3, "1.10×"), (4, 0.01, "**1.10×**")])
+def test_a_difference_within_the_error_of_its_medians_is_a_tie(samples: int, spread: float, text: str) -> None:
+    found = group([ok("eager", 1.1), ok("rdk triton", 1.0)])
+    for record in found:
+        record |= {"samples": samples, "p80_ms": record["p20_ms"] + spread * record["median_ms"]}
+    versus = summary.rows(found, GPU)[0].eager["training"]
+    assert report.ratio_text(versus) == text
+    slower = replace(versus, ratio=1 / versus.ratio)
+    assert report.ratio_text(slower) == ("0.91× (slower)" if "**" in text else "0.91×")
+
+
+def test_memory_decides_the_colour_of_its_cell() -> None:
+    page = pytest.importorskip("benchmarks.page")
+    cells = (
+        "4.0× less (0.50× (slower))",
+        "2.0× more (**1.25×**)",
+        "1.0× less (**1.25×**)",
+        "**1.25×**",
+        "not measured",
+    )
+    assert [page._cell(text)["verdict"] for text in cells] == ["win", "loss", "", "win", "missing"]
+
+
+def test_the_page_says_of_every_comparison_where_and_when(tmp_path: Path) -> None:
+    page = pytest.importorskip("benchmarks.page")
+    found = group([ok("eager", 2.0)], W1.with_batch(8), about=ON_CPU, precision="fp32", uncut=128)
+    found += group([ok("eager", 2.0)], W1, about=ON_CPU, precision="fp32", date="2026-11-25T10:20:00Z")
+    text = page.write(found, [], tmp_path / "report.html").read_text()
+    assert "batch 8, 1 conv, n = 5 (cut from 128); A Xeon, commit abc123, 2026-11-24 00:00</summary>" in text
+    assert "batch 128, 1 conv, n = 5; A Xeon, commit abc123, 2026-11-25 10:20</summary>" in text
+    assert "<h2>An NVIDIA GPU, bf16: nobody has measured it yet</h2>" in text
+
+
+def test_the_pictures_show_cut_batches_what_is_left_out_and_the_headline_only() -> None:
+    plots = pytest.importorskip("benchmarks.plots")
+    outcomes = [ok("eager", 1.0), ok("rdk auto", 0.5), ok("rdk cpu", 0.4)]
+    found = group(outcomes, W1.with_batch(8), about=ON_CPU, precision="fp32", uncut=128)
+    found += group([Outcome("eager", "left out", note="long")], W4R, "rollout", about=ON_CPU, precision="fp32")
+    other = workloads.WORKLOADS["W1"].case(32)
+    found += group(outcomes, other, about=ON_CPU, precision="fp32")
+    ceilings = {key: found[0][key] for key in ("format", "group", "task", "date", "measured_on")}
+    found.append(
+        ceilings | {"suite": "ceilings", "precision": "fp32", "flop_per_second": 1e11, "bytes_per_second": 1e10}
+    )
+    figure = plots.speedup(found, ONE_THREAD)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["W1 n=5\nbatch 8 of 128", "W4r n=100\nbatch 1"]
+    assert "left out" in [text.get_text() for text in figure.axes[0].texts]
+    points = plots._achieved(found, ONE_THREAD)
+    assert [(point.who, point.label) for point in points] == [("rdk", "W1 n=5"), ("eager", "W1 n=5")]
+    assert points[0].rate == pytest.approx(2 * points[1].rate)  # auto, not the faster backend asked for by name
+    said = [text.get_text() for text in plots.roofline(found, ONE_THREAD).axes[0].texts]
+    assert said[0] == "W1 n=5" and "a Winograd transform does fewer" in said[1] and len(said) == 2
+
+
+def test_the_lines_of_auto_and_of_the_backend_it_chose_are_both_seen() -> None:
+    plots = pytest.importorskip("benchmarks.plots")
+    axes = plots.plt.figure().add_subplot()
+    for name in ("rdk cpu", "rdk auto"):
+        plots._line(axes, [(1, 1.0), (10, 65.0)], name, {})
+    cpu, auto = axes.lines
+    assert auto.get_linewidth() > 2 * cpu.get_linewidth() and auto.get_zorder() < cpu.get_zorder()
+    axes.set_yscale("log")
+    plots._plain(axes.yaxis)
+    low, high = axes.get_ylim()
+    assert {1, 2, 5, 10, 20, 50} <= {round(tick) for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high}
 
 
 def test_the_readme_is_rewritten_between_its_markers(tmp_path: Path) -> None:
