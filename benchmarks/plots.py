@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -70,24 +70,26 @@ def draw_all(found: Sequence[Record], folder: Path) -> list[Path]:
 def _plain(axis: Any) -> None:
     """Numbers as people write them on a logarithmic axis, also where it spans less than a decade."""
     low, high = sorted(axis.get_view_interval())
-    if high < 30 * low:
+    if high < 1000 * low:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def speedup(found: Sequence[Record], setting: Setting) -> Figure | None:
-    """Bars per headline case: forward and training step, against eager (filled) and against the best other (outlined)."""
-    rows = [row for row in summary.rows(found, setting) if row.eager]
-    if not rows:
+    """Bars per headline case: forward and training step, against eager (filled) and against the best other (a black mark). A
+    case without figures says why."""
+    rows = [row for row in summary.rows(found, setting) if row.eager or row.why]
+    if not any(row.eager for row in rows):
         return None
     figure, axes = plt.subplots(figsize=(7.5, 0.62 * len(rows) + 1.4))
     height = 0.36
     for number, row in enumerate(rows):
         for offset, name, colour in ((-height / 2, "forward", OURS), (height / 2, "training", TRAINING)):
-            if name not in row.eager:
-                continue
             place = number + offset
+            if name not in row.eager:
+                axes.text(0.02, place, row.why.get(name, ""), va="center", fontsize=8, style="italic", color="#666666")
+                continue
             ratio = row.eager[name].ratio
             axes.barh(place, ratio, height * 0.92, color=colour, alpha=0.9)
             axes.text(ratio * 1.02, place, f"{ratio:.2f}×", va="center", fontsize=8)
@@ -96,8 +98,8 @@ def speedup(found: Sequence[Record], setting: Setting) -> Figure | None:
                     [row.best[name].ratio] * 2, [place - height * 0.46, place + height * 0.46], color="black", lw=2
                 )
     axes.axvline(1, color="#b00020", lw=1.2)
-    axes.set_yticks(range(len(rows)), [row.case.label for row in rows])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(rows)), [f"{row.case.label}\n{row.batch}" for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("times faster than eager in its faster memory layout")
     most = max(versus.ratio for row in rows for versus in row.eager.values())
@@ -105,7 +107,15 @@ def speedup(found: Sequence[Record], setting: Setting) -> Figure | None:
     handles: list[Any] = [Rectangle((0, 0), 1, 1, color=colour) for colour in (OURS, TRAINING)]
     handles.append(Line2D([], [], color="black", lw=2, marker="|", ls="none", ms=10, mew=2))
     names = ["forward (W4r: roll-out)", "training step", "against the best of all others"]
-    axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=3, fontsize=9, columnspacing=1.2)
+    axes.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(0, 1 + 0.4 / len(rows)),
+        ncols=3,
+        fontsize=9,
+        columnspacing=1.2,
+    )
     axes.set_title(f"rdk against PyTorch, {setting.name}", loc="left")
     return figure
 
@@ -117,10 +127,12 @@ def _colour(name: str, others: dict[str, str]) -> str:
 
 
 def _line(axes: Axes, pairs: Sequence[tuple[float, float | None]], name: str, others: dict[str, str]) -> None:
-    """A contender's; with a schedule in its colour, thin and dashed."""
-    scheduled = name.endswith(" sqrt")
-    style, width = ("--", 1.2) if scheduled else ("-", 1.8)
-    axes.plot(*zip(*pairs, strict=True), style, marker="o", ms=4, lw=width, color=_colour(name, others), label=name)
+    """A contender's; with a schedule in its colour, thin and dashed. "auto" is a band below the backend that it chose."""
+    style, width = ("--", 1.2) if name.endswith(" sqrt") else ("-", 1.8)
+    look: dict[str, Any] = {"marker": "o", "ms": 4, "lw": width}
+    if name.startswith("rdk auto"):
+        look = {"marker": "o", "ms": 8, "lw": 4 * width, "alpha": 0.35, "zorder": 1.5}
+    axes.plot(*zip(*pairs, strict=True), style, color=_colour(name, others), label=name, **look)
 
 
 def _lines(axes: Axes, curves: dict[str, list[Point]], value: Callable[[Point], float | None]) -> None:
@@ -211,46 +223,67 @@ def roofline(found: Sequence[Record], setting: Setting) -> Figure | None:
     flop, bandwidth = ceilings
     on_cpu = setting.device_type == "cpu"
     unit = flop if on_cpu else 1e12
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    places = [intensity for _, _, intensity, _ in best]
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    places = [point.intensity for point in best]
     low, high = min([*places, flop / bandwidth]) / 3, max([*places, flop / bandwidth]) * 3
     axes.plot(
         [low, flop / bandwidth, high], [low * bandwidth / unit, flop / unit, flop / unit], color="#b00020", lw=1.5
     )
-    for who, pass_name in sorted({(who, pass_name) for who, pass_name, _, _ in best}):
-        points = [(x, rate / unit) for someone, name, x, rate in best if (someone, name) == (who, pass_name)]
+    for who, pass_name in sorted({(point.who, point.pass_name) for point in best}):
+        of_both = [point for point in best if (point.who, point.pass_name) == (who, pass_name)]
+        points = [(point.intensity, point.rate / unit) for point in of_both]
         colour = OURS if who == "rdk" else "#444444"
         marker = {"training": "^", "forward": "o", "rollout": "s"}[pass_name]
         filled = colour if who == "rdk" else "none"
         axes.plot(*zip(*points, strict=True), marker, ms=7, mfc=filled, mec=colour, label=f"{who}, {pass_name}")
+        beside: dict[str, Any] = {"xytext": (5, 3)} if pass_name != "training" else {"xytext": (-5, -8), "ha": "right"}
+        for point in of_both if who == "rdk" else []:
+            place = (point.intensity, point.rate / unit)
+            axes.annotate(point.label, place, textcoords="offset points", fontsize=6, color=colour, **beside)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.xaxis)
     _plain(axes.yaxis)
     axes.set_xlabel("FLOP of the direct convolutions per byte of the floor")
-    axes.set_ylabel("of the measured peak" if on_cpu else "TFLOP/s")
+    axes.set_ylabel("of the matrix product's FLOP/s" if on_cpu else "TFLOP/s")
+    note = "FLOP are those of a direct convolution:\na Winograd transform does fewer,\nand may stand above the line"
+    axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color="#666666")
     figure.legend(fontsize=8, loc="outside right upper")
     axes.set_title(f"Roofline, {setting.name}", loc="left")
     return figure
 
 
-def _achieved(found: Sequence[Record], setting: Setting) -> list[tuple[str, str, float, float]]:
-    """(rdk or eager, pass, FLOP per byte, FLOP per second) of the newest comparison of every headline case and pass."""
+class Achieved(NamedTuple):
+    """What rdk, or eager, reached in one headline case and pass."""
+
+    who: str
+    pass_name: str
+    label: str
+    intensity: float  # FLOP per byte
+    rate: float  # FLOP per second
+
+
+def _achieved(found: Sequence[Record], setting: Setting) -> list[Achieved]:
+    """From the newest comparison of every headline case and pass; for rdk what the tables show, "auto" where it took part."""
+    headline = {row.case for row in summary.rows(found, setting)}
     newest: dict[tuple[Any, ...], list[Record]] = {}
     for group in sorted(records.groups(found), key=lambda group: group[0]["date"]):
         first = group[0]
-        if first["suite"] == "workloads" and records.setting_of(first) == setting:
-            newest[(records.case_of(first), first["pass"])] = group
+        whole = records.case_of(first).with_batch(first["uncut_batch"])
+        if first["suite"] == "workloads" and records.setting_of(first) == setting and whole in headline:
+            newest[(whole, first["pass"])] = group
     itemsize = PRECISIONS[setting.precision].dtype.itemsize
     points = []
-    for (case, pass_name), group in newest.items():
+    for (_, pass_name), group in newest.items():
+        case = records.case_of(group[0])
         floor = floors.floor(case, pass_name == "training", itemsize)
         good = [record for record in group if record["status"] == "ok"]
+        calls = [r for r in good if summary.is_ours(r) and not summary.has_schedule(r) and not summary.is_graph(r)]
         for who, side in (
-            ("rdk", [r for r in good if summary.is_ours(r)]),
+            ("rdk", summary.shown(calls)),
             ("eager", [r for r in good if r["contender"] in EAGER]),
         ):
             if side:
                 seconds = min(record["median_ms"] for record in side) / 1e3
-                points.append((who, pass_name, floor.intensity, floor.flop / seconds))
+                points.append(Achieved(who, pass_name, case.label, floor.intensity, floor.flop / seconds))
     return points
