@@ -133,7 +133,8 @@ def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
     ours = [f"rdk {name}" for name in peers.ours(device_type)]
     names = (*peers.EAGER, "checkpoint", *ours, *(f"{name} sqrt" for name in ours))
     unique = dict.fromkeys(cases)
-    return [Task("curves", precision, case, "training", names, "quick", memory=True) for case in unique]
+    patience = "quick" if quick else "full"
+    return [Task("curves", precision, case, "training", names, patience, memory=True) for case in unique]
 
 
 def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> list[Task]:
