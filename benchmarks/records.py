@@ -10,10 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.check import Errors
 from benchmarks.environment import ROOT
 from benchmarks.measure import Outcome
-from benchmarks.timing import Timing
 from benchmarks.workloads import Case
 
 FORMAT = 1
@@ -122,16 +120,6 @@ def setting_of(record: Record) -> Setting:
 
 def case_of(record: Record) -> Case:
     return Case(**{key: value for key, value in record["case"].items() if key != "stages"})
-
-
-def outcome_of(record: Record) -> Outcome:
-    """What of_outcome was given."""
-    timing = None
-    if record["status"] == "ok":
-        timing = Timing(*(record[name] for name in _FIGURES))
-    error = record["error"]
-    errors = Errors(error["output"], error["gradient"], error["worst_gradient"] or "") if error else None
-    return Outcome(record["contender"], record["status"], timing, errors, record["peak_bytes"], record["note"])
 
 
 def validate(record: Record) -> None:
