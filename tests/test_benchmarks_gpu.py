@@ -190,7 +190,7 @@ def test_pytests_last_line_is_read() -> None:
 
 def test_the_gpu_tests_are_collected_where_only_their_packages_are_installed() -> None:
     files = gpu.gpu_test_files()
-    assert {"tests/test_triton_gpu.py", "tests/test_cuda_backend.py"} <= set(files)
+    assert {"tests/test_triton_gpu.py", "tests/test_cuda_gpu.py"} <= set(files)
     assert "tests/test_experiments_cli.py" not in files
     done = subprocess.run([sys.executable, "-c", BARE, *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and " error" not in done.stdout, done.stdout[-3000:]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_cuda_backend import CASES, C, R, compare, replaced_by
 
-from rdk import preview
+from rdk import functional, preview
 from rdk.backends.base import Problem
 from rdk.backends.cuda import BACKEND, CudaBackend
 from rdk.backends.cuda_kernels import ROWS, Kernels
@@ -86,7 +86,9 @@ def problem_of(
     inject: bool = False, call: dict[str, Any] | None = None, **kw: Any,
 ) -> Problem:  # fmt: skip
     module = cls(channels, iterations, **kw)
-    return preview._problem(module, shape, dtype, iterations, inject, bool(call))
+    return functional.problem_of(
+        preview._training_step(module, shape, dtype, iterations, inject, bool(call), "none", None)
+    )
 
 
 def reached(processors: int) -> Iterator[tuple[str, tuple[int, int], int]]:
