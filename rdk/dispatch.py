@@ -47,6 +47,8 @@ def check_name(name: str) -> None:
 def use_backend(name: str) -> Iterator[None]:
     """Runs every call inside the with-block that does not name a backend itself on backend `name`.
 
+    The choice is the process's, as PyTorch's thread count is: blocks of several threads must not overlap.
+
     Raises ValueError for a name that is not a backend's, and BackendError for one that is not available here.
     """
     global _requested
