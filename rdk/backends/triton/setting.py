@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import ceil
+from math import ceil, gcd
 from typing import NamedTuple
 
 import torch
@@ -154,9 +154,7 @@ def make_setting(
         precision="tf32" if arithmetic == "tf32" else "ieee",
         widen=widen,
         conv=_clipped_conv(conv, widest),
-        weight_gradient=_clipped_weight_gradient(
-            weight_gradient, widest, max(16, 1 << (taps * channels - 1).bit_length())
-        ),
+        weight_gradient=_clipped_weight_gradient(weight_gradient, channels, taps, widest),
         numbers=own.numbers,
         multiprocessors=multiprocessors,
     )
@@ -188,5 +186,14 @@ def _clipped_conv(tile: ConvTile, widest: int) -> ConvTile:
     return replace(tile, block_out=min(tile.block_out, widest), block_in=min(tile.block_in, widest))
 
 
-def _clipped_weight_gradient(tile: WeightGradientTile, widest: int, columns: int) -> WeightGradientTile:
-    return replace(tile, block_out=min(tile.block_out, widest), block_columns=min(tile.block_columns, columns))
+def _clipped_weight_gradient(tile: WeightGradientTile, channels: int, taps: int, widest: int) -> WeightGradientTile:
+    """No block wider than there are rows or columns; columns of one tap where 64 of them divide the channels, and no more
+    columns than rows for a linear layer: where a map is normalised on load, what exceeds that spills."""
+    out = min(tile.block_out, widest)
+    columns = min(tile.block_columns, max(16, 1 << (taps * channels - 1).bit_length()))
+    within_a_tap = gcd(columns, channels)
+    if within_a_tap >= 64:
+        columns = within_a_tap
+    if taps == 1:
+        columns = min(columns, out)
+    return replace(tile, block_out=out, block_columns=columns)
