@@ -164,6 +164,31 @@ def test_precision_policy(channels: int, size: int) -> None:
         assert errors["accurate"] < errors["fast"]
 
 
+@pytest.mark.parametrize("precision,bound", [("fast", 5e-6), ("accurate", 2e-6)])
+def test_weight_gradients_over_a_large_batch_keep_the_bound(precision: str, bound: float) -> None:
+    """One linear stage, so that no ReLU mask differs; 100,000 products in each sum."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(128, 16, 28, 28), torch.randn(128, 16, 28, 28)
+    weight = torch.randn(16, 16, 3, 3) / 12
+
+    def gradient(backend: str, dtype: torch.dtype) -> torch.Tensor:
+        w = weight.to(dtype).requires_grad_()
+        rdk.functional.recurrent(x.to(dtype), [rdk.functional.Stage(w, relu=False)], 1, backend=backend).backward(
+            grad.to(dtype)
+        )
+        assert w.grad is not None
+        return w.grad
+
+    exact = gradient("eager", torch.float64)
+    rdk.set_cpu_precision(precision)
+    try:
+        found = relative(gradient("cpu", torch.float32), exact)
+    finally:
+        rdk.set_cpu_precision("fast")
+    assert found <= bound
+    assert found <= 0.5 * relative(gradient("eager", torch.float32), exact)
+
+
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("shape", [(7, 24, 9, 7), (5, 33, 16, 14), (3, 16, 4, 30)])
 def test_forward_does_not_depend_on_batch_split_or_threads(norm: bool, shape: tuple[int, int, int, int]) -> None:
