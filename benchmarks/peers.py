@@ -40,9 +40,9 @@ class Peer:
     about: str = ""
 
 
-def native_layout(problem: Problem) -> torch.memory_format:
+def native_layout(device: torch.device) -> torch.memory_format:
     """The layout that is the faster choice of a user on the device: tensor cores want channels innermost."""
-    return torch.channels_last if problem.device.type == "cuda" else torch.contiguous_format
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def _plain(problem: Problem, memory_format: torch.memory_format) -> PlainNetwork:
@@ -61,7 +61,7 @@ def _checkpointed(segment: Callable[[int], int]) -> Make:
     """torch.utils.checkpoint around segments of as many iterations as `segment` says for n."""
 
     def make(problem: Problem, training: bool) -> Contestant:
-        layout = native_layout(problem)
+        layout = native_layout(problem.device)
         network, total = _plain(problem, layout), problem.case.iterations
         length = segment(total)
 
@@ -88,7 +88,7 @@ def _compiled(mode: str | None, budget: float | None = None, frozen: bool = Fals
         import torch._functorch.config as functorch
         import torch._inductor.config as inductor
 
-        layout = native_layout(problem)
+        layout = native_layout(problem.device)
         network = _plain(problem, layout)
         if problem.case.convolutions <= COMPILED_WHOLE:
             call: Callable[..., Tensor] = torch.compile(
@@ -188,7 +188,7 @@ def _rdk(backend: str, kept: str | int = "auto") -> Make:
         settings = {"device": problem.device, "dtype": problem.precision.dtype}
         module = problem.case.module(backend=backend, checkpoint=kept, **settings)
         module.load_state_dict(_named_for_rdk(problem))
-        layout = native_layout(problem)
+        layout = native_layout(problem.device)
         module.to(memory_format=layout)
         return Contestant(problem, module, module, training, layout)
 

@@ -155,11 +155,12 @@ def refusal(name: str, problem: Problem) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def choose(problem: Problem, request: str) -> Decision:
+def choose(problem: Problem, request: str, layout: str = "any") -> Decision:
     """The backend for a problem. `request` is a backend's name or "auto".
 
     "auto" takes the first backend of the device's preference that supports the problem and that the shipped measurements
-    show ahead of eager on the nearest problem measured (see rdk/measured). Raises BackendError where a named backend refuses.
+    show ahead of eager on the nearest problem measured (see rdk/measured): of the eager that a state in `layout` would get,
+    "contiguous" or "channels_last", or of the faster one for "any". Raises BackendError where a named backend refuses.
     """
     if request != "auto":
         reason = refusal(request, problem)
@@ -169,7 +170,7 @@ def choose(problem: Problem, request: str) -> Decision:
     reasons: dict[str, str] = {}
     chosen = "eager"
     for name in PREFERENCE.get(problem.device.type, ()):
-        reason = refusal(name, problem) or measured.slower_than_eager(name, problem)
+        reason = refusal(name, problem) or measured.slower_than_eager(name, problem, layout)
         if reason is None:
             chosen = name
             break

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from rdk import checks, dispatch, norms, ops
 from rdk.backends import eager
 from rdk.backends.base import Problem, StageSpec
-from rdk.backends.layout import dense
+from rdk.backends.layout import dense, is_channels_last
 
 
 class Stage(NamedTuple):
@@ -244,7 +244,8 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
     small = call.x.is_cpu and _is_tiny(call.x.numel(), per_element, call.iterations, len(call.stages))
     if request == "auto" and call.checkpoint == "none" and small:
         return _plain_route("the call is too small to gain from it")
-    chosen, reasons = dispatch.choose(problem_of(call), request)
+    layout = "channels_last" if is_channels_last(call.x) else "contiguous"
+    chosen, reasons = dispatch.choose(problem_of(call), request, layout)
     return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
 
 

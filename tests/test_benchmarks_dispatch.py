@@ -61,9 +61,11 @@ def test_a_dispatch_table_is_what_rdk_reads(tmp_path: Path, monkeypatch: pytest.
     assert [(r["pass"], r["norm"], r["stages"]) for r in table["records"]] == [
         ("forward", False, 1), ("training", False, 1), ("forward", True, 4), ("training", True, 4)
     ]  # fmt: skip
+    assert all(r["speedup_in_layout"] >= r["speedup"] and r["layout"] == "contiguous" for r in table["records"])
     assert all(r["speedup"] > 0 and r["samples"] >= 3 and r["error"] < 1e-5 for r in table["records"])
     # and it decides: the record of a problem is the nearest to that problem
-    table["records"][0]["speedup"], table["records"][1]["speedup"] = 2.0, 0.5
+    for record, speedup in zip(table["records"], (2.0, 0.5, 1.0, 1.0), strict=True):
+        record["speedup"] = speedup
     monkeypatch.setattr(measured, "tables", lambda: [table])
     module: Any = CONV.module()
     x = torch.randn(CONV.shape)

@@ -124,6 +124,21 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
 
 
+def test_a_caller_is_answered_by_the_eager_that_he_would_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager in the caller's own layout runs where a backend is not chosen, not eager in its faster one."""
+    found = table(0.8, layout="contiguous", speedup_in_layout=1.2)
+    monkeypatch.setattr(measured, "tables", lambda: [found])
+    p = problem(rdk.RecurrentConv(4, 3), X)
+    assert measured.slower_than_eager("cpu", p, "contiguous") is None
+    for layout in ("channels_last", "any"):
+        assert "eager was faster (0.80 times)" in str(measured.slower_than_eager("cpu", p, layout))
+    monkeypatch.setattr(dispatch, "TINY_PRODUCTS", 0)
+    monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # nothing of this table is remembered
+    module, state = rdk.RecurrentConv(4, 3), torch.randn(2, 4, 5, 5)
+    assert rdk.explain(module, state).forward == "cpu" and rdk.plan(module, state.shape).backend == "cpu"
+    assert rdk.explain(module, state.to(memory_format=torch.channels_last)).forward.startswith("eager")
+
+
 def test_records_of_residual_networks_speak_for_residual_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     residual = table(2.0, kind="residual", stages=4)
     both = residual | {"records": [*residual["records"], *table(0.8)["records"]]}

@@ -81,7 +81,7 @@ def test_the_call_runs_as_explain_and_plan_say(module: Any, x: torch.Tensor, mon
         return operator(call, backend)
 
     monkeypatch.setattr(functional, "_operator", record)
-    monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem: None)
+    monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem, layout: None)
     monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # not what was found earlier
     module(x)
     assert rdk.explain(module, x).forward == (asked[0] if asked else "eager (plain autograd)")

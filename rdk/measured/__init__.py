@@ -6,10 +6,13 @@ One file per backend and device, written by `python -m benchmarks dispatch` and 
      "measured_on": {"hardware": "…", "driver": null, "threads": 1, "torch": "…", "commit": "…", "date": "…", …},
      "records": [{"kind": "conv" | "residual" | "linear", "pass": "forward" | "training", "dtype": "float32",
                   "precision": "fast", "norm": false, "dilation": 1, "channels": 64, "height": 28, "width": 28,
-                  "batch": 128, "iterations": 5, "stages": 1, "speedup": 3.1, …}, …]}
+                  "batch": 128, "iterations": 5, "stages": 1, "speedup": 3.1,
+                  "layout": "contiguous" | "channels_last", "speedup_in_layout": 3.4, …}, …]}
 
 speedup is the median time of eager, in its faster memory layout, over the backend's, from runs in turns in one process whose
-results were checked against float64; "measured_on" is described in benchmarks/environment.py. The nearest record decides:
+results were checked against float64; speedup_in_layout is that of eager in the layout in which the backend was called: a caller
+of that layout, who would get just that eager, is answered by it, every other by speedup. "measured_on" is described in
+benchmarks/environment.py. The nearest record decides:
 equal in pass, dtype, precision, norm and dilation, a linear one for a linear problem only, with the least sum of absolute
 differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter of it), of iterations and stages;
 residual networks differ from single convolutions in their stages; of several equally near the geometric mean counts. A backend
@@ -65,8 +68,9 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def slower_than_eager(backend: str, problem: Problem) -> str | None:
-    """The sentence why measurements do not show `backend` ahead of eager on the problem; None where they do."""
+def slower_than_eager(backend: str, problem: Problem, layout: str = "any") -> str | None:
+    """The sentence why measurements do not show `backend` ahead of eager on the problem, called with a state in `layout`,
+    "contiguous" or "channels_last"; "any" asks for eager in its faster one. None where they do."""
     name = device_name(problem.device)
     table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
     if table is None:
@@ -79,7 +83,7 @@ def slower_than_eager(backend: str, problem: Problem) -> str | None:
     if least > MAX_DISTANCE:
         return f"no problem near this one was measured on {name!r}"
     nearest = [record for distance, record in distances if distance < least + 1e-9]
-    speedup = exp(sum(log(record["speedup"]) for record in nearest) / len(nearest))
+    speedup = exp(sum(log(_speedup(record, layout)) for record in nearest) / len(nearest))
     if speedup < 1.0:
         more = f" and {len(nearest) - 1} as near" if len(nearest) > 1 else ""
         return f"on the nearest problem measured ({_describe(nearest[0])}{more}) eager was faster ({speedup:.2f} times)"
@@ -98,6 +102,10 @@ def _comparable(backend: str, record: Record, problem: Problem) -> bool:
         and record.get("norm", False) == problem.norm
         and record.get("dilation", 1) == max(stage.dilation for stage in problem.stages)
     )
+
+
+def _speedup(record: Record, layout: str) -> float:
+    return float(record["speedup_in_layout"] if record.get("layout") == layout else record["speedup"])
 
 
 def _distance(record: Record, problem: Problem, iterations: int) -> float:
