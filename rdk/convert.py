@@ -105,8 +105,8 @@ def _check_parts(block: nn.Module) -> None:
             what = "is not initialised yet; run the block once"
         elif is_parametrized(part):
             what = "is parametrized, which rdk would not compute anew; take that off first (remove_parametrizations)"
-        elif part._forward_pre_hooks:
-            what = "has a forward pre-hook, which rdk would never run; take it off first (prune.remove, remove_weight_norm)"
+        elif part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks:
+            what = "has a hook, which rdk would never run; take it off first (prune.remove, remove_weight_norm)"
         elif any(tensor.is_meta for tensor in tensors):
             what = "is on the meta device and holds no values; give it some first (to_empty, load_state_dict)"
         else:

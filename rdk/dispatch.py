@@ -101,7 +101,7 @@ def threads() -> int:
 
 
 def _float32_arithmetic(kind: str) -> str:
-    """ "tf32" or "ieee": PyTorch computes in TF32 where its switch for the layer or one above it says so, and nowhere else."""
+    """Either "tf32" or "ieee": TF32 where PyTorch's switch for the layer or one above it says so, and nowhere else."""
     switch = torch.backends.cuda.matmul if kind == "linear" else torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if switch.fp32_precision == "tf32" else "ieee"
 

@@ -1,4 +1,4 @@
-"""The only place where environment variables are read; called by dispatch, backends and `python -m rdk.info`."""
+"""The RDK_ variables, read nowhere else in rdk; called by dispatch, extension, measured, the cpu backend and rdk.info."""
 
 from __future__ import annotations
 

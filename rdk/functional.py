@@ -21,6 +21,8 @@ class Stage(NamedTuple):
     weight: (C, C, 3, 3), or (F, F) for a linear stage; a sequence of them, one per iteration, for an untied network.
     bias: (C,), or a sequence likewise, or None.
     norm: one nn.BatchNorm2d (nn.BatchNorm1d for a linear stage) per iteration, or None.
+    dilation: of the convolution, in pixels, and its padding; 1 for a linear stage.
+    relu: whether a ReLU follows; a recall stage has none.
     skip: the number of the stage whose input is added to this stage's z, or None.
     """
 
@@ -85,7 +87,7 @@ def recurrent(
     Args:
         x: (N, C, H, W) state, or (*, F) for linear stages; any floating dtype, any strides.
         stages: what one iteration computes.
-        iterations: how many are run; 0 returns x itself.
+        iterations: how many are run; 0 returns x itself (with return_states an empty stack).
         start: the first iteration: which untied weights and which norms begin.
         inject: as x; added in the first stage of every iteration.
         return_states: return the state after every iteration, not only the last.
@@ -265,13 +267,13 @@ def problem_of(call: Prepared) -> Problem:
         call.inject,
         call.weights,
         call.biases,
-        call.iterations,
-        call.stages,
-        bool(call.norms) and norms.uses_batch_statistics(call.norms[0]),
-        call.return_states,
-        dispatch.precision_of(call.x.device, call.x.dtype, "conv" if call.x.dim() == 4 else "linear"),
-        call.needs_grad,
-        dispatch.threads(),
+        iterations=call.iterations,
+        stages=call.stages,
+        norm_training=bool(call.norms) and norms.uses_batch_statistics(call.norms[0]),
+        return_states=call.return_states,
+        precision=dispatch.precision_of(call.x.device, call.x.dtype, "conv" if call.x.dim() == 4 else "linear"),
+        needs_grad=call.needs_grad,
+        threads=dispatch.threads(),
     )
 
 

@@ -67,7 +67,7 @@ def report() -> list[str]:
     ]
     lines += [] if measured.tables() else ["  none"]
     lines.append("environment")
-    lines += [f"  {name}={env.read(name)}" for name in env.VARIABLES]
+    lines += [f"  {name}={env.read(name)}  ({about.meaning})" for name, about in env.VARIABLES.items()]
     return lines
 
 

@@ -51,7 +51,7 @@ class Recurrent(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        size: int,
         iterations: int,
         weight_shape: tuple[int, ...],
         arrangement: Sequence[tuple[int, bool, int | None]],
@@ -68,7 +68,7 @@ class Recurrent(nn.Module):
         super().__init__()
         owner = self._owner = f"rdk.{type(self).__name__}"
         checks.iterations_and_start(iterations, 0, owner)
-        checks.positive(width, "features" if len(weight_shape) == 2 else "channels", owner)
+        checks.positive(size, "features" if len(weight_shape) == 2 else "channels", owner)
         checks.checkpoint(checkpoint, memory_budget, owner)
         checks.floating_dtype(dtype, owner)
         dispatch.check_name(backend)
@@ -84,7 +84,7 @@ class Recurrent(nn.Module):
         for _ in self._arrangement:
             stage = StageParameters(weight_shape, None if tied else iterations, bias, **factory)
             if norm == "batch":
-                stage.norm = nn.ModuleList([self.norm_type(width, **factory) for _ in range(iterations)])
+                stage.norm = nn.ModuleList([self.norm_type(size, **factory) for _ in range(iterations)])
             self.stages.append(stage)
         self.register_load_state_dict_pre_hook(translate_plain_keys)  # type: ignore[no-untyped-call]
         self.reset_parameters()

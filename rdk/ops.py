@@ -59,6 +59,7 @@ def make_problem(
     inject: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    *,
     iterations: int,
     stages: tuple[StageSpec, ...],
     norm_training: bool,
@@ -110,8 +111,8 @@ def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequen
 
 
 def _in_own_dtype(operator: _Operator) -> _Operator:
-    """Autocast ended before the operator; PyTorch's own, called inside it, must not cast once more, nor in a backward
-    that runs under another autocast than its forward."""
+    """Runs the operator with autocast off: functional has cast already, and backward() may be called under another autocast
+    than the forward."""
 
     @wraps(operator)
     def run(x: Tensor, *rest: Any) -> Any:
@@ -147,8 +148,9 @@ def _recurrent_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     specs = _stages_of(stages)
     problem = make_problem(
-        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad, threads
-    )
+        x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
+        return_states=return_states, precision=precision, needs_grad=needs_grad, threads=threads,
+    )  # fmt: skip
     if iterations == 0:  # only traced calls come here; functional answers others before the operator
         statistics = _statistics(x, 0, [], [])
         out = empty_outside((0, *x.shape), like=x) if return_states else x.clone()
@@ -188,8 +190,9 @@ def _recurrent_fwd_fake(
     specs = _stages_of(stages)
     out = empty_outside((iterations, *x.shape) if return_states else x.shape, like=x)
     problem = make_problem(
-        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, needs_grad, threads
-    )
+        x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
+        return_states=return_states, precision=precision, needs_grad=needs_grad, threads=threads,
+    )  # fmt: skip
     rows = iterations * len(specs) if problem.norm else 0
     means, variances = _statistics(x, rows, norm_means, norm_variances)
     if not needs_grad or (isinstance(iterations, int) and iterations == 0):
@@ -233,8 +236,9 @@ def _recurrent_bwd(
         return _backward_of_no_iterations(grad_out, x, [inject, *weights, *biases, *norm_weights, *norm_biases], needs)
     specs = _stages_of(stages)
     problem = make_problem(
-        x, inject, weights, biases, iterations, specs, norm_training, return_states, precision, True, threads
-    )
+        x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
+        return_states=return_states, precision=precision, needs_grad=True, threads=threads,
+    )  # fmt: skip
     chosen = dispatch.choose(problem, backend).backend
     schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
     call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)

@@ -67,7 +67,16 @@ def plan(
 ) -> Plan:
     """What a training step of `module` on an input of `input_shape` would keep, without running it.
 
-    dtype is the module's own by default; memory_budget or checkpoint replace the module's settings where given.
+    Args:
+        input_shape: (N, C, H, W), or (*, F) for RecurrentLinear; the input is taken as contiguous.
+        dtype: the module's own by default.
+        memory_budget, checkpoint: replace the module's settings where one of them is given.
+        iterations: the module's own number by default.
+        inject, return_states: whether the call has an inject, and returns every state.
+
+    Returns:
+        A Plan: backend, kept states, bytes and recomputation; str(plan) says it in four lines.
+
     Raises as the step would: rdk.BudgetError where the budget is too small, rdk.BackendError where the module's backend cannot
     run it, TypeError and ValueError for arguments that do not fit.
     """

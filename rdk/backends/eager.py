@@ -1,4 +1,5 @@
-"""The eager backend: plain PyTorch, everywhere; called by dispatch (`plain`) and by recompute (the Backend protocol)."""
+"""The eager backend: plain PyTorch, everywhere; `plain` is called by functional, the Backend protocol by recompute, and parts of
+both by the cuda backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory layout of maps: channels_last inside rdk, the caller's own outside; used by functional, ops, recompute and backends."""
+"""Memory layout of maps: channels_last inside rdk, the caller's own outside; used by functional, ops, recompute, backends, tune."""
 
 from __future__ import annotations
 

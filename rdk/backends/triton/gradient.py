@@ -99,10 +99,11 @@ class TritonGradients:
             return Operand(run.state)
         if run.states is not None:
             return Operand(run.states[iteration - run.first - 1])
-        return self._result(run, iteration - 1, len(self.stages) - 1)
+        return self._rebuilt_state(run, iteration - 1)
 
-    def _result(self, run: Run, iteration: int, number: int) -> Operand:
-        """The result of a stage with a norm that adds neither inject nor skip, to be normalised on load; as a map otherwise."""
+    def _rebuilt_state(self, run: Run, iteration: int) -> Operand:
+        """The state after an iteration from its tape: to be normalised on load, as a map where an inject is added."""
+        number = len(self.stages) - 1
         z = self._tape(run, iteration, number)
         affine = self._affine(iteration, number)
         operand = Operand(z, affine, self.stages[number].relu)
@@ -125,8 +126,7 @@ class TritonGradients:
         """The input of every stage of an iteration; what no norm on load can give is built into slot `slot` of `built`."""
         inputs = [self._entering(run, iteration)]
         sources = {stage.skip for stage in self.stages}
-        if 0 in sources and inputs[0].affine is not None:
-            raise AssertionError("a state that a skip adds is never rebuilt from tapes")
+        assert 0 not in sources or inputs[0].affine is None, "a state that a skip adds is never rebuilt from tapes"
         for number, stage in enumerate(self.stages[:-1]):
             z = self._tape(run, iteration, number)
             if not stage.norm:
@@ -154,7 +154,7 @@ class TritonGradients:
         built: dict[int, Tensor] = {}
         for number in self._built_inputs():
             built[number] = empty_maps(count, grad)
-        entering = grad
+        last_grad = grad
         for iteration in range(last - 1, first - 1, -1):
             slot = iteration - first
             inputs = self._inputs(run, iteration, built, slot)
@@ -166,7 +166,7 @@ class TritonGradients:
                 if number == 0 and self.needs.inject:
                     self._add_to_inject(grad)
                 through_norm = self._vectors(run, iteration, number, grad, sums, products[number][slot])
-                to, target, mask = self._previous(run, iteration, number, inputs)
+                to, wanted, mask = self._previous(run, iteration, number, inputs)
                 out = None
                 if to is not None and to[0] >= first and not norm:
                     out = products[to[1]][to[0] - first]
@@ -174,7 +174,7 @@ class TritonGradients:
                 state_grad = None
                 if number == 0 and iteration > 0 and run.state_grads is not None:
                     state_grad = run.state_grads[iteration - 1]
-                if target:
+                if wanted:
                     grad = self._input_gradient(
                         iteration, number, grad, through_norm, out, skipped.pop(number, None), state_grad, mask, sums
                     )
@@ -182,7 +182,7 @@ class TritonGradients:
                     if through_norm is not None:
                         self._norm_gradient(grad, through_norm)
                     grad = torch.zeros_like(grad)
-        self._weight_gradients(run, first, last, products, built, None if norm else entering)
+        self._weight_gradients(run, first, last, products, built, None if norm else last_grad)
         return grad, sums
 
     def _built_inputs(self) -> list[int]:
@@ -302,16 +302,16 @@ class TritonGradients:
         last: int,
         products: Sequence[Tensor],
         built: dict[int, Tensor],
-        entering: Tensor | None,
+        last_grad: Tensor | None,
     ) -> None:
         """One product per stage for a block of iterations; one per iteration where each has its own weight.
 
-        entering: the gradient of the block's last sum, which lies outside `products` unless a norm made it anew.
+        last_grad: the gradient of the block's last sum, which lies outside `products` unless a norm made it anew.
         """
         for number in range(len(self.stages)):
             grads = Series(products[number])
-            if entering is not None and number == len(self.stages) - 1:
-                grads = Series(products[number], last=entering)
+            if last_grad is not None and number == len(self.stages) - 1:
+                grads = Series(products[number], last=last_grad)
             for start, end, inputs in self._series_of_inputs(run, first, last, number, built):
                 if self.problem.tied:
                     self._weight_gradient(

@@ -20,20 +20,20 @@ def _divide(value, magic, shift):
 
 
 @triton.jit
-def _row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift):
+def row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift):
     """Row and column of pixel p inside its image."""
     line = _divide(p, width_magic, width_shift)
     return line - _divide(line, height_magic, height_shift) * height, p - line * width
 
 
 @triton.jit
-def _relu(value):
+def relu(value):
     """Keeps NaN, as PyTorch's does."""
     return tl.where(value <= 0, 0.0, value)
 
 
 @triton.jit
-def _short(value, PRECISION: tl.constexpr):
+def short(value, PRECISION: tl.constexpr):
     """An operand for the tensor cores: float32 rounded to TF32's ten bits, since they cut off what is left of the others."""
     if PRECISION == "tf32":
         rounded = ((value.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
@@ -42,7 +42,7 @@ def _short(value, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _normalise(value, affine_ptr, c, C: tl.constexpr):
+def normalise(value, affine_ptr, c, C: tl.constexpr):
     """(value - mean) * scale + beta by channel c; the mean goes first, so that a large one cancels exactly."""
     on = c < C
     mean = tl.load(affine_ptr + c, mask=on, other=0.0)
@@ -52,7 +52,7 @@ def _normalise(value, affine_ptr, c, C: tl.constexpr):
 
 
 @triton.jit
-def _norm_gradient(grad, z, coefficient_ptr, c, C: tl.constexpr):
+def norm_gradient(grad, z, coefficient_ptr, c, C: tl.constexpr):
     """The gradient before a norm, a * grad + b * (z - mean) + d by channel c."""
     on = c < C
     a = tl.load(coefficient_ptr + c, mask=on, other=0.0)
@@ -63,16 +63,16 @@ def _norm_gradient(grad, z, coefficient_ptr, c, C: tl.constexpr):
 
 
 @triton.jit
-def _tile(ptr, first, local, c, C: tl.constexpr, ALIGNED: tl.constexpr):
+def pointers(ptr, first, local, c, C: tl.constexpr, ALIGNED: tl.constexpr):
     """Pointers to pixels first + local, channels c, of a map."""
-    pointers = ptr + first.to(tl.int64) * C + (local[:, None] * C + c[None, :])
+    found = ptr + first.to(tl.int64) * C + (local[:, None] * C + c[None, :])
     if ALIGNED:  # the launcher saw that every row starts at a multiple of 16 bytes
-        pointers = tl.multiple_of(pointers, (16, 16))
-    return pointers
+        found = tl.multiple_of(found, (16, 16))
+    return found
 
 
 @triton.jit
-def _store_sums(
+def store_sums(
     value, inside, first, local, k, keep, tile, sums_ptr, z_ptr, affine_ptr, accumulate,
     C: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def _store_sums(
     before = tl.load(target, mask=on & (accumulate != 0), other=0.0)
     tl.store(target, before + tl.sum(value, axis=0), mask=on)
     if z_ptr is not None:
-        z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        z = tl.load(pointers(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
         mean = tl.load(affine_ptr + k, mask=on, other=0.0)
         tl.store(target + C, tl.sum(value * (z - mean[None, :]), axis=0), mask=on)
 
@@ -101,16 +101,16 @@ def _finish_tile(
     keep = inside[:, None] & on_k[None, :]
     kind = out_ptr.dtype.element_ty
     if dz_ptr is not None:  # each program leaves its own part of what all of them built on load
-        grad = tl.load(_tile(x_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-        z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-        dz = _norm_gradient(grad, z, coefficient_ptr, k, C)
-        tl.store(_tile(dz_ptr, first, local, k, C, ALIGNED), dz.to(kind), mask=keep)
+        grad = tl.load(pointers(x_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        z = tl.load(pointers(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        dz = norm_gradient(grad, z, coefficient_ptr, k, C)
+        tl.store(pointers(dz_ptr, first, local, k, C, ALIGNED), dz.to(kind), mask=keep)
     if bias_ptr is not None:
         value += tl.load(bias_ptr + k, mask=on_k, other=0.0).to(tl.float32)[None, :]
     if pre_norm_ptr is not None or statistics_ptr is not None or out_affine_ptr is not None:
         value = value.to(kind).to(tl.float32)
     if pre_norm_ptr is not None:
-        tl.store(_tile(pre_norm_ptr, first, local, k, C, ALIGNED), value.to(kind), mask=keep)
+        tl.store(pointers(pre_norm_ptr, first, local, k, C, ALIGNED), value.to(kind), mask=keep)
     if statistics_ptr is not None:
         count = tl.minimum(pixels - first, BLOCK_P).to(tl.float32)
         mean = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0) / count
@@ -119,22 +119,22 @@ def _finish_tile(
         tl.store(target, mean, mask=on_k)
         tl.store(target + C, tl.sum(deviation * deviation, axis=0), mask=on_k)
     if out_affine_ptr is not None:
-        value = _normalise(value, out_affine_ptr, k, C)
+        value = normalise(value, out_affine_ptr, k, C)
     if add_a_ptr is not None:
-        value += tl.load(_tile(add_a_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        value += tl.load(pointers(add_a_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
     if add_b_ptr is not None:
-        value += tl.load(_tile(add_b_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        value += tl.load(pointers(add_b_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
     if RELU:
-        value = _relu(value)
+        value = relu(value)
     if mask_ptr is not None:
-        mask = tl.load(_tile(mask_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        mask = tl.load(pointers(mask_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
         if mask_affine_ptr is not None:
-            mask = _normalise(mask, mask_affine_ptr, k, C).to(kind).to(tl.float32)
+            mask = normalise(mask, mask_affine_ptr, k, C).to(kind).to(tl.float32)
         value = tl.where(mask <= 0, 0.0, value)
     value = value.to(kind)
-    tl.store(_tile(out_ptr, first, local, k, C, ALIGNED), value, mask=keep)
+    tl.store(pointers(out_ptr, first, local, k, C, ALIGNED), value, mask=keep)
     if sums_ptr is not None:
-        _store_sums(
+        store_sums(
             value.to(tl.float32), inside, first, local, k, keep, tile, sums_ptr, sums_z_ptr, sums_affine_ptr, accumulate,
             C, ALIGNED,
         )  # fmt: skip
@@ -165,7 +165,7 @@ def conv3x3_kernel(
     add_b_ptr,
     mask_ptr,  # (P, C) the result is zero where this is not positive; with mask_affine_ptr where it is not once normalised
     mask_affine_ptr,
-    sums_ptr,  # (tiles, 1 or 2, C) see _store_sums
+    sums_ptr,  # (tiles, 1 or 2, C) see store_sums
     sums_z_ptr,
     sums_affine_ptr,
     accumulate,  # nonzero: sums are added to those that stand there
@@ -205,7 +205,7 @@ def conv3x3_kernel(
     # bit t of a pixel: tap t lies on the map
     bits = inside.to(tl.int32)
     if TAPS == 9:
-        y, x = _row_and_column(first + local, height, width, height_magic, height_shift, width_magic, width_shift)
+        y, x = row_and_column(first + local, height, width, height_magic, height_shift, width_magic, width_shift)
         columns = (x >= dilation).to(tl.int32) + 2 + 4 * (x + dilation < width).to(tl.int32)
         bits = tl.where(y >= dilation, columns, 0) + columns * 8 + tl.where(y + dilation < height, columns * 64, 0)
         bits = tl.where(inside, bits, 0)
@@ -225,15 +225,15 @@ def conv3x3_kernel(
         keep_x = on
         if C % BLOCK_C != 0:
             keep_x = on & (c < C)[None, :]
-        operand = tl.load(_tile(x_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
+        operand = tl.load(pointers(x_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
         if affine_ptr is not None:
-            value = _normalise(operand.to(tl.float32), affine_ptr, c, C)
+            value = normalise(operand.to(tl.float32), affine_ptr, c, C)
             if X_RELU:
-                value = _relu(value)
+                value = relu(value)
             operand = tl.where(on, value, 0.0).to(operand.dtype)  # padding is zero after the norm
         if coefficient_ptr is not None:
-            z = tl.load(_tile(z_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
-            value = _norm_gradient(operand.to(tl.float32), z.to(tl.float32), coefficient_ptr, c, C)
+            z = tl.load(pointers(z_ptr, first + shift, local, c, C, ALIGNED), mask=keep_x, other=0.0)
+            value = norm_gradient(operand.to(tl.float32), z.to(tl.float32), coefficient_ptr, c, C)
             operand = tl.where(on, value, 0.0).to(operand.dtype)
         weights = weight_ptr + ((k[:, None] * TAPS + weight_tap) * C + c[None, :])
         if ALIGNED:
@@ -245,7 +245,7 @@ def conv3x3_kernel(
         if WIDEN:
             operand = operand.to(tl.float32)
             weight = weight.to(tl.float32)
-        operand = _short(operand, PRECISION)
+        operand = short(operand, PRECISION)
         accumulator = tl.dot(operand, tl.trans(weight), accumulator, input_precision=PRECISION)
 
     if PARTS == 1:

@@ -7,7 +7,8 @@ Statistics travel as one row per pixel tile, merged in a fixed order; maps are (
 
 import triton
 import triton.language as tl
-from rdk.backends.triton.kernels import _norm_gradient, _normalise, _relu, _store_sums, _tile
+
+from rdk.backends.triton.kernels import norm_gradient, normalise, pointers, relu, store_sums
 
 
 @triton.jit
@@ -103,15 +104,15 @@ def finish_stage_kernel(
     local = tl.arange(0, BLOCK_P)
     k = tl.program_id(0) % OUT_TILES * BLOCK_K + tl.arange(0, BLOCK_K)
     keep = (first + local < pixels)[:, None] & (k < C)[None, :]
-    z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-    value = _normalise(z, affine_ptr, k, C)
+    z = tl.load(pointers(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    value = normalise(z, affine_ptr, k, C)
     if add_a_ptr is not None:
-        value += tl.load(_tile(add_a_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        value += tl.load(pointers(add_a_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
     if add_b_ptr is not None:
-        value += tl.load(_tile(add_b_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+        value += tl.load(pointers(add_b_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
     if RELU:
-        value = _relu(value)
-    tl.store(_tile(out_ptr, first, local, k, C, ALIGNED), value.to(out_ptr.dtype.element_ty), mask=keep)
+        value = relu(value)
+    tl.store(pointers(out_ptr, first, local, k, C, ALIGNED), value.to(out_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit(
@@ -122,7 +123,7 @@ def gradient_sums_kernel(
     grad_ptr,  # (P, C)
     z_ptr,  # (P, C) or None
     affine_ptr,  # (3, C), with z_ptr
-    sums_ptr,  # (tiles, 1 or 2, C) see _store_sums
+    sums_ptr,  # (tiles, 1 or 2, C) see store_sums
     pixels,
     accumulate,
     C: tl.constexpr,
@@ -138,8 +139,8 @@ def gradient_sums_kernel(
     k = tl.program_id(0) % OUT_TILES * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = first + local < pixels
     keep = inside[:, None] & (k < C)[None, :]
-    value = tl.load(_tile(grad_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-    _store_sums(value, inside, first, local, k, keep, tile, sums_ptr, z_ptr, affine_ptr, accumulate, C, ALIGNED)
+    value = tl.load(pointers(grad_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    store_sums(value, inside, first, local, k, keep, tile, sums_ptr, z_ptr, affine_ptr, accumulate, C, ALIGNED)
 
 
 @triton.jit(
@@ -149,10 +150,10 @@ def gradient_sums_kernel(
     ],
 )  # fmt: skip
 def merge_gradient_sums_kernel(
-    sums_ptr,  # (tiles, 1 or 2, C): see _store_sums
+    sums_ptr,  # (tiles, 1 or 2, C): see store_sums
     affine_ptr,  # (3, C), or None without a norm
     variance_ptr,  # (C,)
-    coefficient_ptr,  # (4, C) receives what _norm_gradient needs
+    coefficient_ptr,  # (4, C) receives what norm_gradient needs
     grad_weight_ptr,  # (C,) float32, receive the norm's gradients
     grad_bias_ptr,
     grad_conv_bias_ptr,  # (C,) float32, receives the convolution's bias gradient, or None
@@ -220,7 +221,7 @@ def norm_gradient_kernel(
     local = tl.arange(0, BLOCK_P)
     k = tl.program_id(0) % OUT_TILES * BLOCK_K + tl.arange(0, BLOCK_K)
     keep = (first + local < pixels)[:, None] & (k < C)[None, :]
-    grad = tl.load(_tile(grad_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-    z = tl.load(_tile(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
-    value = _norm_gradient(grad, z, coefficient_ptr, k, C)
-    tl.store(_tile(out_ptr, first, local, k, C, ALIGNED), value.to(out_ptr.dtype.element_ty), mask=keep)
+    grad = tl.load(pointers(grad_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    z = tl.load(pointers(z_ptr, first, local, k, C, ALIGNED), mask=keep, other=0.0).to(tl.float32)
+    value = norm_gradient(grad, z, coefficient_ptr, k, C)
+    tl.store(pointers(out_ptr, first, local, k, C, ALIGNED), value.to(out_ptr.dtype.element_ty), mask=keep)

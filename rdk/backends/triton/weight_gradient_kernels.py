@@ -7,7 +7,8 @@ Maps are (P, C) as in kernels.py, one per iteration of a run.
 
 import triton
 import triton.language as tl
-from rdk.backends.triton.kernels import GEOMETRY, _normalise, _relu, _row_and_column, _short, _tile
+
+from rdk.backends.triton.kernels import GEOMETRY, normalise, pointers, relu, row_and_column, short
 
 
 @triton.jit(
@@ -88,9 +89,9 @@ def weight_gradient_kernel(
         keep_grad = inside[:, None]
         if C % BLOCK_K != 0:
             keep_grad = keep_grad & (k < C)[None, :]
-        grad = tl.load(_tile(grads, first, local, k, C, ALIGNED), mask=keep_grad, other=0.0)
+        grad = tl.load(pointers(grads, first, local, k, C, ALIGNED), mask=keep_grad, other=0.0)
         if TAPS == 9:
-            y, x = _row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift)
+            y, x = row_and_column(p, height, width, height_magic, height_shift, width_magic, width_shift)
             if ONE_TAP:
                 on = inside & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
                 keep = on[:, None]
@@ -108,17 +109,17 @@ def weight_gradient_kernel(
             columns = c
             if COLUMNS % BLOCK_N != 0:
                 keep = keep & (n < COLUMNS)[None, :]
-        operand = tl.load(_tile(base, first, local, columns, C, ALIGNED), mask=keep, other=0.0)
+        operand = tl.load(pointers(base, first, local, columns, C, ALIGNED), mask=keep, other=0.0)
         if affine_ptr is not None:
-            value = _normalise(operand.to(tl.float32), affine_ptr + iteration.to(tl.int64) * affine_stride, c, C)
+            value = normalise(operand.to(tl.float32), affine_ptr + iteration.to(tl.int64) * affine_stride, c, C)
             if X_RELU:
-                value = _relu(value)
+                value = relu(value)
             operand = tl.where(keep, value, 0.0).to(operand.dtype)
         if WIDEN:
             operand = operand.to(tl.float32)
             grad = grad.to(tl.float32)
-        grad = _short(grad, PRECISION)
-        operand = _short(operand, PRECISION)
+        grad = short(grad, PRECISION)
+        operand = short(operand, PRECISION)
         accumulator = tl.dot(tl.trans(grad), operand, accumulator, input_precision=PRECISION)
     tl.store(partials, accumulator, mask=keep_partials)
 
