@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from rdk.backends.layout import channels_last
+
 
 class StageSpec(NamedTuple):
     """One stage without its tensors: z = conv(h) + b, [norm], [+ inject], [+ skip], [relu]."""
@@ -84,6 +86,15 @@ class Call:
         default_factory=dict
     )  # what a backend derives from the lists and keeps for the call
 
+    def inject_inside(self) -> Tensor | None:
+        """The inject with channels innermost; a copy is made once."""
+        if self.inject is None:
+            return None
+        if "inject" not in self.prepared:
+            self.prepared["inject"] = channels_last(self.inject)
+        inside: Tensor = self.prepared["inject"]
+        return inside
+
     def index(self, iteration: int, stage: int) -> int:
         """Position of (iteration, stage) in the per-iteration lists."""
         return iteration * len(self.problem.stages) + stage
@@ -103,6 +114,23 @@ class Store:
     tape_first: int = 0  # tapes receives the tapes of iterations tape_first … last-1, one after another
     tapes: Tensor | None = None  # ((last - tape_first) * tape_maps, *shape)
     record_statistics: bool = False  # True: batch statistics are measured and written; False: they are read
+
+    @cached_property
+    def slot_of(self) -> dict[int, int]:
+        """Which of `states` receives the state that enters an iteration."""
+        return {position: slot for slot, position in enumerate(self.positions)}
+
+    def state_after(self, iteration: int) -> Tensor | None:
+        """Where the state after an iteration is written; None where it is not kept."""
+        slot = self.slot_of.get(iteration + 1)
+        return None if slot is None or self.states is None else self.states[slot]
+
+    def tapes_of(self, iteration: int, tape_maps: int) -> Tensor | None:
+        """Where the tape of an iteration is written, (tape_maps, *shape); None where it is not kept."""
+        if self.tapes is None or iteration < self.tape_first:
+            return None
+        start = (iteration - self.tape_first) * tape_maps
+        return self.tapes[start : start + tape_maps]
 
 
 class Gradients(Protocol):

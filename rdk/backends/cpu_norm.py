@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
 from rdk.backends.cpu_runs import Plan, filters_of, plan_for, plan_of, slices, workspace
-from rdk.backends.layout import channels_last, empty_maps
+from rdk.backends.eager import norm_backward
+from rdk.backends.layout import empty_maps
 
 aten = torch.ops.aten
 
@@ -47,16 +48,6 @@ def constants_of(call: Call, iteration: int, stage: int) -> Tensor:
     return torch.stack([call.means[row], scale, call.norm_biases[row]])
 
 
-def inject_of(call: Call) -> Tensor | None:
-    """The inject with channels innermost; a copy is made once."""
-    if call.inject is None:
-        return None
-    if "inject" not in call.prepared:
-        call.prepared["inject"] = channels_last(call.inject)
-    kept: Tensor = call.prepared["inject"]
-    return kept
-
-
 def stage_filters(call: Call, iteration: int, transposed: bool) -> Sequence[Tensor]:
     """The transformed filter of every stage of an iteration."""
     plan = plan_of(call.problem)
@@ -72,7 +63,7 @@ def finish_stage(
     """From a stage's convolution to its result: norm, inject, skip, ReLU. inputs: those of the stages so far."""
     spec = call.problem.stages[stage]
     result = empty_maps(1, z)[0] if out is None else out
-    inject = inject_of(call) if stage == 0 else None
+    inject = call.inject_inside() if stage == 0 else None
     skip = None if spec.skip is None else inputs[spec.skip]
     torch.ops.rdk.cpu_finish(z, constants_of(call, iteration, stage), inject, skip, spec.relu, result)
     return result
@@ -81,19 +72,14 @@ def finish_stage(
 def forward(call: Call, state: Tensor, first: int, last: int, store: Store, tape_only: bool = False) -> Tensor:
     """Backend.forward; with tape_only the last stage's result is left out."""
     problem = call.problem
-    slot_of = {position: slot for slot, position in enumerate(store.positions)}
     count = len(problem.stages)
     for iteration in range(first, last):
         filters = stage_filters(call, iteration, transposed=False)
-        taped = store.tapes is not None and iteration >= store.tape_first
+        tapes = store.tapes_of(iteration, count)
         inputs: list[Tensor] = []
         for stage in range(count):
             inputs.append(state)
-            if taped:
-                assert store.tapes is not None
-                z = store.tapes[(iteration - store.tape_first) * count + stage]
-            else:
-                z = empty_maps(1, state)[0]
+            z = empty_maps(1, state)[0] if tapes is None else tapes[stage]
             _convolve(call, iteration, stage, state, filters[stage], z)
             if store.record_statistics:
                 row = call.index(iteration, stage)
@@ -101,9 +87,9 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store, tape
             at_end = stage + 1 == count
             if tape_only and at_end:
                 return z
-            out = z if not taped else None
-            if at_end and iteration + 1 in slot_of and store.states is not None:
-                out = store.states[slot_of[iteration + 1]]
+            out = z if tapes is None else None
+            if at_end and (kept := store.state_after(iteration)) is not None:
+                out = kept
             state = finish_stage(call, iteration, stage, z, inputs, out)
             for earlier in range(stage + 1):
                 if not any(spec.skip == earlier for spec in problem.stages[stage + 1 :]):
@@ -178,19 +164,13 @@ class NormGradients:
         return grad
 
     def _reverse_norm(self, iteration: int, stage: int, z: Tensor, grad: Tensor) -> Tensor:
-        call = self.call
-        row = call.index(iteration, stage)
-        mean, variance = call.means[row], call.variances[row]
-        grad_z, grad_weight, grad_bias = aten.native_batch_norm_backward(
-            grad, z, call.norm_weights[row], mean, variance, mean, (variance + call.eps[row]).rsqrt(),
-            self.problem.norm_training, call.eps[row], [True, self.needs.norm_weights[row], self.needs.norm_biases[row]],
-        )  # fmt: skip
+        row = self.call.index(iteration, stage)
+        grad_z, grad_weight, grad_bias = norm_backward(self.call, self.needs, row, z, grad)
         if self.needs.norm_weights[row]:
             self._add("norm_weights", row, grad_weight)
         if self.needs.norm_biases[row]:
             self._add("norm_biases", row, grad_bias)
-        result: Tensor = grad_z
-        return result
+        return grad_z
 
     def _reverse_stage(
         self, iteration: int, stage: int, entering: Tensor, filters: Tensor, grad: Tensor, addend: Tensor | None

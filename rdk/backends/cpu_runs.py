@@ -131,10 +131,9 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
     problem = call.problem
     plan = plan_of(problem)
     count = len(problem.stages)
-    slot_of = {position: slot for slot, position in enumerate(store.positions)}
     space = workspace(plan, plan.forward_floats)
     for begin, end in parts(problem, plan, first, last):
-        state_slots = [slot_of.get(position, -1) for position in range(begin + 1, end + 1)]
+        state_slots = [store.slot_of.get(position, -1) for position in range(begin + 1, end + 1)]
         tape_slots = [-1] * ((end - begin) * count)
         if store.tapes is not None:
             for iteration in range(max(begin, store.tape_first), end):

@@ -177,15 +177,9 @@ class CudaBackend:
     # ---- one launch per convolution
 
     def _forward_staged(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
-        slot_of = {position: slot for slot, position in enumerate(store.positions)}
-        tape_maps = call.problem.tape_maps
         for iteration in range(first, last):
-            tapes = None
-            if store.tapes is not None and iteration >= store.tape_first:
-                start = (iteration - store.tape_first) * tape_maps
-                tapes = store.tapes[start : start + tape_maps]
-            slot = slot_of.get(iteration + 1)
-            out = store.states[slot] if slot is not None and store.states is not None else None
+            tapes = store.tapes_of(iteration, call.problem.tape_maps)
+            out = store.state_after(iteration)
             state = self._iteration(call, state, iteration, tapes, out, store.record_statistics)
         return state
 

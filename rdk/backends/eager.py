@@ -89,17 +89,12 @@ class EagerBackend:
         return False
 
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
-        slot_of = {position: slot for slot, position in enumerate(store.positions)}
-        tape_maps = call.problem.tape_maps
         for iteration in range(first, last):
-            tapes = None
-            if store.tapes is not None and iteration >= store.tape_first:
-                start = (iteration - store.tape_first) * tape_maps
-                tapes = store.tapes[start : start + tape_maps]
+            tapes = store.tapes_of(iteration, call.problem.tape_maps)
             state = self._iteration(call, state, iteration, tapes, store.record_statistics)
-            slot = slot_of.get(iteration + 1)
-            if slot is not None and store.states is not None:
-                state = store.states[slot].copy_(state)
+            kept = store.state_after(iteration)
+            if kept is not None:
+                state = kept.copy_(state)
         return state
 
     def tape(self, call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
@@ -171,6 +166,16 @@ def finish_stage(call: Call, iteration: int, number: int, z: Tensor, entered: di
     if stage.skip is not None:
         z = z.add_(entered[stage.skip])
     return z.relu_() if stage.relu else z
+
+
+def norm_backward(call: Call, needs: Needs, row: int, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a norm's input, weight and bias, from the statistics in force in its forward; `row` of the call's lists."""
+    mean, variance = call.means[row], call.variances[row]
+    grads = aten.native_batch_norm_backward(
+        grad, z, call.norm_weights[row], mean, variance, mean, (variance + call.eps[row]).rsqrt(),
+        call.problem.norm_training, call.eps[row], [True, needs.norm_weights[row], needs.norm_biases[row]],
+    )  # fmt: skip
+    return cast("tuple[Tensor, Tensor, Tensor]", grads)
 
 
 class EagerGradients:
@@ -245,26 +250,13 @@ class EagerGradients:
         return grad
 
     def _reverse_norm(self, iteration: int, number: int, z: Tensor, grad: Tensor) -> Tensor:
-        call = self.call
-        row = call.index(iteration, number)
-        mean, variance = call.means[row], call.variances[row]
-        grad_z, grad_weight, grad_bias = aten.native_batch_norm_backward(
-            grad,
-            z,
-            call.norm_weights[row],
-            mean,
-            variance,
-            mean,
-            (variance + call.eps[row]).rsqrt(),
-            call.problem.norm_training,
-            call.eps[row],
-            [True, self.needs.norm_weights[row], self.needs.norm_biases[row]],
-        )
+        row = self.call.index(iteration, number)
+        grad_z, grad_weight, grad_bias = norm_backward(self.call, self.needs, row, z, grad)
         if self.needs.norm_weights[row]:
             self._add("norm_weights", row, grad_weight)
         if self.needs.norm_biases[row]:
             self._add("norm_biases", row, grad_bias)
-        return cast(Tensor, grad_z)
+        return grad_z
 
     def _reverse_product(self, iteration: int, number: int, entering: Tensor, grad: Tensor, want_input: bool) -> Tensor:
         index = self.call.parameter_index(iteration, number)

@@ -20,18 +20,11 @@ from rdk.backends.triton.setting import Setting, setting_of
 def run(call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
     """Iterations first … last-1 from `state`: the Backend protocol's forward."""
     setting = setting_of(call.problem)
-    slot_of = {position: slot for slot, position in enumerate(store.positions)}
-    tape_maps = call.problem.tape_maps
     if store.record_statistics:
         prepared.new_affines(call)
     operand = Operand(state)
     for iteration in range(first, last):
-        tapes = None
-        if store.tapes is not None and iteration >= store.tape_first:
-            start = (iteration - store.tape_first) * tape_maps
-            tapes = store.tapes[start : start + tape_maps]
-        slot = slot_of.get(iteration + 1)
-        out = store.states[slot] if slot is not None and store.states is not None else None
+        tapes, out = store.tapes_of(iteration, call.problem.tape_maps), store.state_after(iteration)
         as_map = out is not None or iteration + 1 == last
         operand = _iteration(call, setting, operand, iteration, tapes, out, as_map, store.record_statistics)
     return operand.map
@@ -66,7 +59,7 @@ def _iteration(
         at_end = number == len(stages) - 1
         if tape_only and at_end and not stage.norm:
             break
-        inject = prepared.inject(call) if number == 0 else None
+        inject = call.inject_inside() if number == 0 else None
         skip = entered[stage.skip] if stage.skip is not None else None
         slot = tapes[number] if tapes is not None and (stage.norm or not at_end) else None
         if not stage.norm:

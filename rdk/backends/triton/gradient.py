@@ -17,7 +17,7 @@ from rdk.backends.base import Call, Needs, ParameterGradients
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import launch, prepared
 from rdk.backends.triton.launch import NormGradient, Operand, Series, Sums
-from rdk.backends.triton.setting import setting_of
+from rdk.backends.triton.setting import built_inputs, setting_of
 
 
 class Run(NamedTuple):
@@ -109,7 +109,7 @@ class TritonGradients:
         operand = Operand(z, affine, self.stages[number].relu)
         if number == 0 and self.call.inject is not None:
             out = empty_maps(1, z)[0]
-            inject = prepared.inject(self.call)
+            inject = self.call.inject_inside()
             launch.finish_stage(self.setting, z, affine, out, inject, None, operand.relu).run()
             operand = Operand(out)
         return operand
@@ -133,7 +133,7 @@ class TritonGradients:
                 inputs.append(Operand(z))
                 continue
             affine = self._affine(iteration, number)
-            inject = prepared.inject(self.call) if number == 0 else None
+            inject = self.call.inject_inside() if number == 0 else None
             skip = inputs[stage.skip].map if stage.skip is not None else None
             if inject is None and skip is None and number + 1 not in sources:
                 inputs.append(Operand(z, affine, stage.relu))
@@ -152,7 +152,7 @@ class TritonGradients:
         count, norm = last - first, self.problem.norm
         products = [empty_maps(count, grad) for _ in self.stages]  # gradients of the convolutions' results
         built: dict[int, Tensor] = {}
-        for number in self._built_inputs():
+        for number in built_inputs(self.problem):
             built[number] = empty_maps(count, grad)
         last_grad = grad
         for iteration in range(last - 1, first - 1, -1):
@@ -184,16 +184,6 @@ class TritonGradients:
                     grad = torch.zeros_like(grad)
         self._weight_gradients(run, first, last, products, built, None if norm else last_grad)
         return grad, sums
-
-    def _built_inputs(self) -> list[int]:
-        """Stages whose input is the result of a norm that adds a map, or is added by a skip later."""
-        sources = {stage.skip for stage in self.stages}
-        return [
-            number + 1
-            for number, stage in enumerate(self.stages[:-1])
-            if stage.norm
-            and (stage.skip is not None or number + 1 in sources or (number == 0 and self.call.inject is not None))
-        ]
 
     def _previous(
         self, run: Run, iteration: int, number: int, inputs: Sequence[Operand]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call
-from rdk.backends.layout import channels_last
 from rdk.backends.triton import launch
 from rdk.backends.triton.setting import Setting
 
@@ -48,16 +47,6 @@ def _kept(call: Call, name: str, index: int, make: Callable[[], Tensor]) -> Tens
 def bias(call: Call, index: int) -> Tensor | None:
     """Bias `index`, dense."""
     return call.biases[index].contiguous() if call.biases else None
-
-
-def inject(call: Call) -> Tensor | None:
-    """The inject with channels innermost."""
-    if call.inject is None:
-        return None
-    if "inject" not in call.prepared:
-        call.prepared["inject"] = channels_last(call.inject)
-    kept: Tensor = call.prepared["inject"]
-    return kept
 
 
 def new_affines(call: Call) -> Tensor:

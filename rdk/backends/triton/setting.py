@@ -106,6 +106,16 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
+def built_inputs(problem: Problem) -> list[int]:
+    """Stages whose input is built anew in the backward: the result of a norm that adds a map, or is added by a skip later."""
+    sources = {stage.skip for stage in problem.stages}
+    return [
+        number + 1
+        for number, stage in enumerate(problem.stages[:-1])
+        if stage.norm and (stage.skip is not None or number + 1 in sources or (number == 0 and problem.inject))
+    ]
+
+
 def setting_of(problem: Problem) -> Setting:
     """The setting of a problem."""
     return _setting(problem.shape, problem.dtype, problem.device, problem.precision)

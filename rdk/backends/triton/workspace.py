@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rdk.backends.base import Problem
-from rdk.backends.triton.setting import setting_of
+from rdk.backends.triton.setting import built_inputs, setting_of
 
 
 def peak_bytes(problem: Problem) -> int:
@@ -17,14 +17,8 @@ def peak_bytes(problem: Problem) -> int:
     setting = setting_of(problem)
     stages, channels = len(problem.stages), setting.channels
     block = setting.run_length(problem.iterations)
-    sources = {stage.skip for stage in problem.stages}
-    built = sum(
-        1
-        for number, stage in enumerate(problem.stages[:-1])
-        if stage.norm and (stage.skip is not None or number + 1 in sources or (number == 0 and problem.inject))
-    )
-    skips = 2 if any(source is not None for source in sources) else 0
-    maps = block * (stages + built) + 5 + skips + (1 if problem.inject else 0)
+    skips = 2 if any(stage.skip is not None for stage in problem.stages) else 0
+    maps = block * (stages + len(built_inputs(problem))) + 5 + skips + (1 if problem.inject else 0)
     weight = setting.columns * channels
     weights = 2 * stages if problem.tied else 2
     weights += 2 if problem.precision == "tf32" else 0  # while one is rounded
