@@ -170,6 +170,7 @@ class RecurrentConv(Recurrent):
         dilation: of the convolution; the padding equals it.
         tied: True shares one weight among all iterations; False gives each its own (the feed-forward twin).
         checkpoint, memory_budget, backend: as in rdk.functional.recurrent.
+        device, dtype: of the parameters, as in torch.nn.Conv2d.
 
     Raises TypeError and ValueError for arguments that do not fit, in a sentence that names the value received.
     Source: the internal module of the ConvNets of Schwarzschild et al. (ICLR 2022).
@@ -218,7 +219,7 @@ class RecurrentResidual(Recurrent):
     """A stack of BasicBlocks (He et al. 2016: conv, relu, conv, + the block's input, relu), applied `iterations` times.
 
     Args:
-        channels, iterations, bias, norm, tied, checkpoint, memory_budget, backend: as in RecurrentConv.
+        channels, iterations, bias, norm, tied, checkpoint, memory_budget, backend, device, dtype: as in RecurrentConv.
         blocks: BasicBlocks per iteration, two convolutions each.
         recall: put one linear stage before the blocks (no ReLU, no skip) that takes the inject. With inject = conv_x(x)
             this is conv([h, x]) of the recall networks of Bansal et al. (2022). Without it, inject is added in the first
@@ -283,8 +284,8 @@ class RecurrentLinear(Recurrent):
 
     Args:
         features: F, the same in and out.
-        iterations, bias, norm, tied, checkpoint, memory_budget, backend: as in RecurrentConv; the norm is an
-            nn.BatchNorm1d over all dimensions but the last.
+        iterations, bias, norm, tied, checkpoint, memory_budget, backend, device, dtype: as in RecurrentConv; the norm
+            is an nn.BatchNorm1d over all dimensions but the last.
 
     Raises TypeError and ValueError for arguments that do not fit, in a sentence that names the value received.
     Source: the MLPs of Schwarzschild et al. (ICLR 2022).

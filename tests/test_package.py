@@ -14,16 +14,26 @@ from typing import Any
 
 import pytest
 
+import rdk
 from rdk import env
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("number", range(len(re.findall(r"```python\nimport torch, rdk\n(.*?)```", README, re.S))))
-def test_the_readmes_code_runs(number: int) -> None:
-    code = re.findall(r"```python\n(import torch, rdk\n.*?)```", README, re.S)[number]
-    exec(compile(code, "README.md", "exec"), {})
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+# blocks that show a form rather than a program: the loop that rdk replaces, and the signatures
+FORMS = ("conv = torch.nn.Conv2d(channels", "rdk.RecurrentConv(channels, iterations, *")
+
+
+def test_every_block_of_the_readme_is_a_program_or_a_known_form() -> None:
+    assert len([code for code in BLOCKS if not code.startswith(FORMS)]) >= 2
+    assert all(any(code.startswith(form) for code in BLOCKS) for form in FORMS)
+
+
+@pytest.mark.parametrize("code", [code for code in BLOCKS if not code.startswith(FORMS)], ids=lambda code: code[:16])
+def test_the_readmes_code_runs(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {"rdk": rdk})
 
 
 def test_the_readme_lists_every_variable_with_its_default() -> None:

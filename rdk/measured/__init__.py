@@ -12,12 +12,15 @@ One file per backend and device, written by `python -m benchmarks dispatch` and 
 speedup is the median time of eager, in its faster memory layout, over the backend's, from runs in turns in one process whose
 results were checked against float64; speedup_in_layout is that of eager in the layout in which the backend was called: a caller
 of that layout, who would get just that eager, is answered by it, every other by speedup. "measured_on" is described in
-benchmarks/environment.py. The nearest record decides:
-equal in pass, dtype, precision, norm and dilation, a linear one for a linear problem only, with the least sum of absolute
-differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter of it), of iterations and stages;
-residual networks differ from single convolutions in their stages; of several equally near the geometric mean counts. A backend
-that nobody measured within `MAX_DISTANCE` of a problem is not preferred; iterations beyond the most measured count as the most.
-A table speaks for its device alone: a CPU without one for its instruction set runs eager.
+benchmarks/environment.py.
+
+The nearest record decides.
+  - Equal must be pass, dtype, precision, norm and dilation; a linear record speaks for linear problems only.
+  - Distance is the sum of absolute differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter
+    of it), of iterations and of stages, in which residual networks differ from single convolutions. Iterations beyond the most
+    measured count as the most.
+  - Of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` is not preferred.
+  - A table speaks for its device alone: a CPU without one for its instruction set runs eager.
 """
 
 from __future__ import annotations
