@@ -123,9 +123,9 @@ class GroupBackward {
       group_.crew.each(workers, [&](int64_t number, Space& space) {
         Stopwatch watch(space, kTransformIn);
         for (Chunk::Part part : chunk.parts) {
-          const int begin = static_cast<int>(number * part.runs / workers);
-          part.runs = static_cast<int>((number + 1) * part.runs / workers) - begin;
-          part.first_run += begin;
+          const int begin = static_cast<int>(number * part.strips / workers);
+          part.strips = static_cast<int>((number + 1) * part.strips / workers) - begin;
+          part.first_strip += begin;
           group_.kernels.input_transform[part.kind](input_, grid, chunk.tiles(part), part_of(v, part));
           group_.kernels.gradient_transform[part.kind](grad_, grid, chunk.tiles(part), part_of(w, part));
         }

@@ -30,7 +30,7 @@ void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t
   const Geometry& geometry = plan.geometry;
   const int dilation = stage.dilation;
   const Cover &rows = stage.rows, &cols = stage.cols;
-  chunk.runs.clear();
+  chunk.strips.clear();
   chunk.parts.clear();
   int32_t numbered = 0, starts[5] = {};
   // large before small rows, and within them the small columns outermost: large rows, large columns and all of both
@@ -40,7 +40,7 @@ void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t
     const int size_r = rows.size - small_rows, size_c = cols.size - small_cols;
     const int begin_row = small_rows ? rows.large : 0, end_row = small_rows ? rows.tiles() : rows.large;
     const int begin_col = small_cols ? cols.large : 0, end_col = small_cols ? cols.tiles() : cols.large;
-    const int first_run = static_cast<int>(chunk.runs.size());
+    const int first_strip = static_cast<int>(chunk.strips.size());
     if (begin_row < end_row && begin_col < end_col) {
       // a row of tiles at a time
       for (int64_t line = first / cols.tiles(); line <= (last - 1) / cols.tiles(); ++line) {
@@ -58,20 +58,20 @@ void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t
         const int height = (geometry.height - grid_row + dilation - 1) / dilation;
         const int width = (geometry.width - grid_col + dilation - 1) / dilation;
         for (int count; col < end; col += count) {
-          count = std::min(end - col, kMaxRunTiles);
+          count = std::min(end - col, kMaxStripTiles);
           const int sub_col = cols.start(col);
           const int64_t offset = image * geometry.image() + geometry.origin() +
                                  (grid_row + static_cast<int64_t>(dilation) * sub_row) * geometry.row() +
                                  (grid_col + static_cast<int64_t>(dilation) * sub_col) * kBlock;
-          chunk.runs.push_back({offset, numbered, count, static_cast<int32_t>(clamp(height - sub_row, size_r)),
-                                static_cast<int32_t>(clamp(width - sub_col, static_cast<int64_t>(count) * size_c))});
+          chunk.strips.push_back({offset, numbered, count, static_cast<int32_t>(clamp(height - sub_row, size_r)),
+                                  static_cast<int32_t>(clamp(width - sub_col, static_cast<int64_t>(count) * size_c))});
           numbered += count;
         }
       }
     }
     starts[part + 1] = numbered;
-    const int runs = static_cast<int>(chunk.runs.size()) - first_run;
-    if (runs) chunk.parts.push_back({kind_of(size_r, size_c), small_rows, small_cols, first_run, runs});
+    const int strips = static_cast<int>(chunk.strips.size()) - first_strip;
+    if (strips) chunk.parts.push_back({kind_of(size_r, size_c), small_rows, small_cols, first_strip, strips});
   }
   // the first row and column of points belong to the large tiles
   chunk.ranges.clear();

@@ -29,12 +29,12 @@ struct Chunk {
   struct Part {
     Kind kind;
     int first_row, first_col;  // of the filter's points
-    int first_run, runs;
+    int first_strip, strips;
   };
-  std::vector<Run> runs;
+  std::vector<Strip> strips;
   std::vector<Part> parts;
   std::vector<TileRange> ranges;  // per point of the filter
-  Tiles tiles(const Part& part) const { return {runs.data() + part.first_run, part.runs}; }
+  Tiles tiles(const Part& part) const { return {strips.data() + part.first_strip, part.strips}; }
 };
 
 // Tiles first … last-1 of a stage, counted over all images of a group.

@@ -12,16 +12,16 @@ constexpr int kBlock = 16;  // channels stored side by side: one cache line of f
 enum Kind { kTile22, kTile33, kTile34, kTile43, kTile44, kKinds };
 constexpr int kTileRows[kKinds] = {2, 3, 3, 4, 4};
 constexpr int kTileCols[kKinds] = {2, 3, 4, 3, 4};
-constexpr int kMaxRunTiles = 8;  // tiles of one run: its column transforms fit the first-level cache
+constexpr int kMaxStripTiles = 8;  // tiles of one strip: its column transforms fit the first-level cache
 constexpr int kMaxAddends = 3;
 
 // Tiles side by side in one tile row of one sub-grid of one image.
-struct Run {
+struct Strip {
   int64_t offset;  // floats from the start of a blocked buffer to the first tile's first output pixel, block 0
   int32_t first;   // number of the first tile within the chunk
   int32_t tiles;
   int32_t rows;  // output rows inside the map, at most the tile's
-  int32_t cols;  // output columns inside the map over all tiles of the run
+  int32_t cols;  // output columns inside the map over all tiles of the strip
 };
 
 // A blocked buffer as the transforms see it; steps include the dilation.
@@ -33,7 +33,7 @@ struct Grid {
 };
 
 struct Tiles {
-  const Run* runs;
+  const Strip* strips;
   int32_t count;
 };
 

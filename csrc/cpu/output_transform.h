@@ -14,7 +14,7 @@ static void output_transform(const OutputArgs& args) {
   const Epilogue& epilogue = args.epilogue;
   for (int block = 0; block < grid.blocks; ++block) {
     for (int number = 0; number < args.tiles.count; ++number) {
-      const Run& run = args.tiles.runs[number];
+      const Strip& strip = args.tiles.strips[number];
       for (int lane = 0; lane < kBlock; lane += kLanes) {
         const int64_t channel = (args.first_block + block) * static_cast<int64_t>(kBlock) + lane;
         ChannelConstants constants{};
@@ -24,17 +24,17 @@ static void output_transform(const OutputArgs& args) {
           constants.scale = load(epilogue.scale + channel);
           constants.shift = load(epilogue.shift + channel);
         }
-        int64_t corner = (args.first_block + block) * grid.block + run.offset + lane;
-        const float* m = args.points.data + block * args.points.block + run.first * kBlock + lane;
-        for (int tile = 0; tile < run.tiles; ++tile, m += kBlock, corner += MC * grid.pixel) {
+        int64_t corner = (args.first_block + block) * grid.block + strip.offset + lane;
+        const float* m = args.points.data + block * args.points.block + strip.first * kBlock + lane;
+        for (int tile = 0; tile < strip.tiles; ++tile, m += kBlock, corner += MC * grid.pixel) {
           Vec columns[TC][MR];
           for (int c = 0; c < TC; ++c) {
             Vec points[TR];
             for (int r = 0; r < TR; ++r) points[r] = load(m + r * args.points.row + c * args.points.point);
             Winograd<MR>::output(points, columns[c]);
           }
-          const int cols = run.cols - tile * MC < MC ? run.cols - tile * MC : MC;
-          for (int r = 0; r < MR && r < run.rows; ++r) {
+          const int cols = strip.cols - tile * MC < MC ? strip.cols - tile * MC : MC;
+          for (int r = 0; r < MR && r < strip.rows; ++r) {
             Vec points[TC], y[MC];
             for (int c = 0; c < TC; ++c) points[c] = columns[c][r];
             Winograd<MC>::output(points, y);

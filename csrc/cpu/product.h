@@ -75,11 +75,12 @@ static void product_panel(const ProductArgs& args, const float* v, const float* 
     int tile = 0;
     for (int step = 0; step < steps; ++step) {
       const int rows = tiles + (step < longer ? 1 : 0);
-      const Step run = pair ? PairSteps::table[rows - 1] : SingleSteps::table[rows - 1];
+      const Step multiply = pair ? PairSteps::table[rows - 1] : SingleSteps::table[rows - 1];
       const float* fetch = ahead + static_cast<int64_t>(step) * depth * pace;
       const int next = step + 1 < steps ? tile + rows : 0;
-      run(v + tile * kBlock, args.v.block, u + column, width, depth, m + column / kBlock * args.m.block + tile * kBlock,
-          args.m.block, accumulate, fetch, pace, v + next * kBlock);
+      multiply(v + tile * kBlock, args.v.block, u + column, width, depth,
+               m + column / kBlock * args.m.block + tile * kBlock, args.m.block, accumulate, fetch, pace,
+               v + next * kBlock);
       tile = next;
     }
   }

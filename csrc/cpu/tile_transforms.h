@@ -8,19 +8,19 @@ namespace rdk::RDK_ISA {
 template <int MR, int MC>
 static void input_transform(const float* source, const Grid& grid, const Tiles& tiles, const Points& v) {
   constexpr int TR = MR + 2, TC = MC + 2;
-  Vec columns[kMaxRunTiles * MC + 2][TR];
+  Vec columns[kMaxStripTiles * MC + 2][TR];
   for (int block = 0; block < grid.blocks; ++block) {
     for (int number = 0; number < tiles.count; ++number) {
-      const Run& run = tiles.runs[number];
+      const Strip& strip = tiles.strips[number];
       for (int lane = 0; lane < kBlock; lane += kLanes) {
-        const float* corner = source + block * grid.block + run.offset - grid.row - grid.pixel + lane;
-        for (int c = 0; c < run.tiles * MC + 2; ++c) {
+        const float* corner = source + block * grid.block + strip.offset - grid.row - grid.pixel + lane;
+        for (int c = 0; c < strip.tiles * MC + 2; ++c) {
           Vec d[TR];
           for (int r = 0; r < TR; ++r) d[r] = load(corner + r * grid.row + c * grid.pixel);
           Winograd<MR>::input(d, columns[c]);
         }
-        float* out = v.data + block * v.block + run.first * kBlock + lane;
-        for (int tile = 0; tile < run.tiles; ++tile, out += kBlock) {
+        float* out = v.data + block * v.block + strip.first * kBlock + lane;
+        for (int tile = 0; tile < strip.tiles; ++tile, out += kBlock) {
           for (int r = 0; r < TR; ++r) {
             Vec d[TC], points[TC];
             for (int c = 0; c < TC; ++c) d[c] = columns[tile * MC + c][r];
@@ -38,11 +38,11 @@ static void gradient_transform(const float* source, const Grid& grid, const Tile
   constexpr int TR = MR + 2, TC = MC + 2;
   for (int block = 0; block < grid.blocks; ++block) {
     for (int number = 0; number < tiles.count; ++number) {
-      const Run& run = tiles.runs[number];
+      const Strip& strip = tiles.strips[number];
       for (int lane = 0; lane < kBlock; lane += kLanes) {
-        const float* corner = source + block * grid.block + run.offset + lane;
-        float* out = w.data + block * w.block + run.first * kBlock + lane;
-        for (int tile = 0; tile < run.tiles; ++tile, out += kBlock, corner += MC * grid.pixel) {
+        const float* corner = source + block * grid.block + strip.offset + lane;
+        float* out = w.data + block * w.block + strip.first * kBlock + lane;
+        for (int tile = 0; tile < strip.tiles; ++tile, out += kBlock, corner += MC * grid.pixel) {
           Vec columns[MC][TR];
           for (int c = 0; c < MC; ++c) {
             Vec y[MR];
