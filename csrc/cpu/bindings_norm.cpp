@@ -4,11 +4,10 @@
 #include <algorithm>
 
 #include "bindings.h"
+#include "tables.h"
 
 namespace rdk::binding {
 namespace {
-
-constexpr int64_t kMomentPixels = 64;  // pixels whose moments are taken at once, while they are in the cache
 
 const at::Tensor& dense(const at::Tensor& map) {
   TORCH_CHECK(map.scalar_type() == at::kFloat && map.dim() == 4 && map.permute({0, 2, 3, 1}).is_contiguous(),

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tables.h"
+
 namespace rdk {
 namespace {
 

@@ -1,6 +1,7 @@
 // 3x3 filters to transformed points, packed for the product, and the adjoint for their gradients.
 #pragma once
 #include "maps.h"
+#include "tables.h"
 
 namespace rdk::RDK_ISA {
 
@@ -13,10 +14,6 @@ struct Packed {
     offset = pair * static_cast<int64_t>(blocks) * kBlock * 2 * kBlock + block % 2 * kBlock;
   }
 };
-
-// Points, and outputs of a weight, are lines far from one another: those of so many inputs later are fetched ahead, or
-// each access waits for its own.
-constexpr int kInputsAhead = 4;
 
 // The taps of one input and a block of outputs: 16 outputs of each tap side by side, as the weights have them or turned
 // by half a turn.

@@ -12,7 +12,6 @@ constexpr int kBlock = 16;  // channels stored side by side: one cache line of f
 enum Kind { kTile22, kTile33, kTile34, kTile43, kTile44, kKinds };
 constexpr int kTileRows[kKinds] = {2, 3, 3, 4, 4};
 constexpr int kTileCols[kKinds] = {2, 3, 4, 3, 4};
-constexpr int kMaxStripTiles = 8;  // tiles of one strip: its column transforms fit the first-level cache
 constexpr int kMaxAddends = 3;
 
 // Tiles side by side in one tile row of one sub-grid of one image.

@@ -2,22 +2,11 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <climits>
+
+#include "tables.h"
 
 namespace rdk {
 namespace {
-
-// Tiles of a chunk, and about of a group (enough to use a filter panel often, few enough that maps and transformed
-// tiles stay near the second-level cache; multiples of a step of the AVX-512 product), and pairs of output blocks whose
-// products wait for the output transform together (each pass over the pairs fetches the tiles again).
-struct Cut {
-  int most_blocks, tiles, pairs;
-};
-constexpr Cut kCuts[] = {
-    {4, 70, 1},        // the filters stay in the second-level cache, and so do the tiles from pass to pass
-    {8, 98, 2},        // the filters do not: more tiles for each fetch of them
-    {INT_MAX, 70, 4},  // neither do the tiles
-};
 
 // The fewest points that cover `size` pixels with tiles of four and of three; of twos alone where they are wanted.
 Cover cover(int size, Precision precision) {

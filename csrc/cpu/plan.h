@@ -1,5 +1,5 @@
-// How a problem is cut: tiles per map, images per group, tiles per chunk, bytes per worker. The tuning numbers stand
-// here and in plan.cpp.
+// How a problem is cut: tiles per map, images per group, tiles per chunk, floats per worker. Decided in plan.cpp, by
+// the numbers of tables.h; included by convolve.h.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -1,11 +1,9 @@
 // The small matrix products at every point: outputs from inputs and filters, and filter gradients from inputs and
 // gradients.
 #pragma once
+#include "tables.h"
 
 namespace rdk::RDK_ISA {
-
-constexpr int kDepth =
-    128;  // channels per partial sum: a filter panel stays in the first-level cache, and rounding grows less
 
 // R tiles x NV vectors of outputs over `depth` channels; meanwhile `ahead` is fetched into the cache, `pace` floats per
 // channel, and so are the tiles' next 16 channels, the last time those of `v_next`: they lie in as many lines as there

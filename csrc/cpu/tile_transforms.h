@@ -1,6 +1,7 @@
 // Tiles of a blocked buffer to transformed points: of the input (overlapping tiles) and of the gradient (the outputs'
 // adjoint).
 #pragma once
+#include "tables.h"
 
 namespace rdk::RDK_ISA {
 

@@ -1,0 +1,35 @@
+// Every tuning number of the CPU backend's C++, in one place; included by plan.cpp, convolve.cpp, bindings_norm.cpp
+// and, of the kernels, product.h, tile_transforms.h and filter_transform.h. Two kinds stand elsewhere: kRowTiles and
+// kWeightRows, with the registers that they fill, in vector_avx2.h and vector_avx512.h; and what cuts calls and memory
+// in Python, SLICE_PRODUCTS, UNTIED_FILTER_BYTES, SUM_BYTES and WORKER_PIXELS, in rdk/backends/cpu_runs.py.
+#pragma once
+#include <stdint.h>
+
+namespace rdk {
+
+// plan: tiles of a chunk, and about of a group (enough to use a filter panel often, few enough that maps and
+// transformed tiles stay near the second-level cache; multiples of a step of the AVX-512 product), and pairs of output
+// blocks whose products wait for the output transform together (each pass over the pairs fetches the tiles again)
+struct Cut {
+  int most_blocks, tiles, pairs;
+};
+constexpr Cut kCuts[] = {
+    {4, 70, 1},          // the filters stay in the second-level cache, and so do the tiles from pass to pass
+    {8, 98, 2},          // the filters do not: more tiles for each fetch of them
+    {INT32_MAX, 70, 4},  // neither do the tiles
+};
+
+// tiles of one strip: its column transforms fit the first-level cache
+constexpr int kMaxStripTiles = 8;
+
+// product: channels per partial sum; a filter panel stays in the first-level cache, and rounding grows less
+constexpr int kDepth = 128;
+
+// filter transforms: points, and outputs of a weight, are lines far from one another; those of so many inputs later are
+// fetched ahead, or each access waits for its own
+constexpr int kInputsAhead = 4;
+
+// norm: pixels whose moments are taken at once, while they are in the cache
+constexpr int64_t kMomentPixels = 64;
+
+}  // namespace rdk
