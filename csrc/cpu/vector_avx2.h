@@ -7,8 +7,7 @@ namespace rdk::RDK_ISA {
 
 using Vec = __m256;
 constexpr int kLanes = 8;
-constexpr int kRowTiles = 6;  // 6 x 2 accumulators, 2 filter vectors, 1 broadcast
-constexpr int kRowVectors = 2;
+constexpr int kRowTiles = 6;    // 6 x 2 accumulators, 2 filter vectors, 1 broadcast
 constexpr int kWeightRows = 4;  // divides a block of 16
 
 #define RDK_INLINE static inline __attribute__((always_inline))

@@ -7,8 +7,7 @@ namespace rdk::RDK_ISA {
 
 using Vec = __m512;
 constexpr int kLanes = 16;
-constexpr int kRowTiles = 14;  // 14 x 2 accumulators, 2 filter vectors, 1 broadcast
-constexpr int kRowVectors = 2;
+constexpr int kRowTiles = 14;   // 14 x 2 accumulators, 2 filter vectors, 1 broadcast
 constexpr int kWeightRows = 8;  // channels of v per step of the weight product
 
 #define RDK_INLINE static inline __attribute__((always_inline))
