@@ -138,7 +138,7 @@ def test_weights_and_their_gradients_of_any_layout(
         whole = got._base if got._base is not None else got
         whole.fill_(float("nan"))
         for gradient in (expected, got):
-            torch.ops.rdk.cpu_filter_gradients(sums, [gradient], shape, stages, precision)
+            torch.ops.rdk.cpu_weight_gradients(sums, [gradient], shape, stages, precision)
     assert torch.equal(got, expected)
     got.fill_(0.0)
     assert whole.isnan().sum() == whole.numel() - got.numel()

@@ -1,4 +1,4 @@
-// The backward of one group: the gradient stays in blocked buffers; filter gradients are summed at the Winograd points.
+// The backward of one group: the gradient stays in blocked buffers; weight gradients are summed at the Winograd points.
 #include "backward.h"
 
 #include <algorithm>
@@ -109,7 +109,7 @@ class GroupBackward {
     const StagePlan& stage = plan.stage_plans[s];
     const Geometry& geometry = plan.geometry;
     const Grid grid = make_grid(geometry, stage.dilation);
-    float* sums = run_.filter_gradients + copy_ * run_.copy_floats;
+    float* sums = run_.weight_sums + copy_ * run_.copy_floats;
     for (int earlier = 0; earlier < s; ++earlier) sums += plan.stage_plans[earlier].filter_floats;
     Space& shared = group_.crew.spaces[0];
     const int64_t total = group_.images * stage.tiles();

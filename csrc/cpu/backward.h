@@ -17,11 +17,11 @@ struct BackwardRun {
   std::vector<const float*> filters;           // transposed, iteration-major
   std::vector<MapView> inputs;                 // of each stage of each iteration, iteration-major
   std::vector<MapView>
-      state_grads;          // added to the gradient of the state that enters each iteration; null data for none
-  MapView grad;             // of the last sum, before its ReLU
-  MapView grad_input;       // before the ReLU of the iteration ahead of the run; null data where nobody wants it
-  MapView inject_sum;       // added to; null data for none
-  float* filter_gradients;  // per copy: all stages, one after another, at the points; added to
+      state_grads;     // added to the gradient of the state that enters each iteration; null data for none
+  MapView grad;        // of the last sum, before its ReLU
+  MapView grad_input;  // before the ReLU of the iteration ahead of the run; null data where nobody wants it
+  MapView inject_sum;  // added to; null data for none
+  float* weight_sums;  // per copy: all stages, one after another, at the points; added to
   int64_t copy_floats;
   double* bias_sums;  // (copy, stage, padded channel); added to
 };

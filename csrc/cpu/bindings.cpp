@@ -90,7 +90,7 @@ std::string cpu_use_isa(c10::string_view wanted) {
   return chosen ? chosen->name : "";
 }
 
-// [group, forward floats per worker, backward floats per worker, filter-gradient floats, filter floats of each stage …]
+// [group, forward floats per worker, backward floats per worker, floats of weight sums, filter floats of each stage …]
 std::vector<int64_t> cpu_plan(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision,
                               int64_t workers) {
   Plan plan = plan_of(shape, stages, precision);

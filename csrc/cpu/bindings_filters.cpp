@@ -1,4 +1,4 @@
-// rdk::cpu_filters and rdk::cpu_filter_gradients: between weights (C, C, 3, 3) and their values at the Winograd points.
+// rdk::cpu_filters and rdk::cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the Winograd points.
 #include <torch/library.h>
 
 #include "bindings.h"
@@ -58,7 +58,7 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
 }
 
 // Weight gradients from their sums at the points, sums: (copies, floats); an empty gradient is not wanted.
-void cpu_filter_gradients(const at::Tensor& sums, const std::vector<at::Tensor>& gradients, at::IntArrayRef shape,
+void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>& gradients, at::IntArrayRef shape,
                           at::IntArrayRef stages, c10::string_view precision) {
   const Plan plan = plan_of(shape, stages, precision);
   const int64_t blocks = plan.geometry.blocks;
@@ -74,7 +74,7 @@ void cpu_filter_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
     args.end_block = static_cast<int>(block + 1);
     args.copies = static_cast<int>(sums.size(0));
     args.copy_stride = sums.stride(0);
-    kernels().filter_gradient[plan.stage_plans[s].filter_kind()](args);
+    kernels().weight_gradient[plan.stage_plans[s].filter_kind()](args);
   };
   run_parallel(parallel, static_cast<int>(gradients.size() * blocks), transform);
 }
@@ -86,6 +86,6 @@ TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_filters(Tensor[] weights, int[] shape, int[] stages, str precision, bool transposed) -> Tensor",
         &cpu_filters);
-  m.def("cpu_filter_gradients(Tensor sums, Tensor(a!)[] gradients, int[] shape, int[] stages, str precision) -> ()",
-        &cpu_filter_gradients);
+  m.def("cpu_weight_gradients(Tensor sums, Tensor(a!)[] gradients, int[] shape, int[] stages, str precision) -> ()",
+        &cpu_weight_gradients);
 }

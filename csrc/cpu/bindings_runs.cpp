@@ -86,7 +86,7 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
                   const std::optional<at::Tensor>& state_grads, const std::optional<at::Tensor>& inject_sum,
                   const at::Tensor& filters, at::IntArrayRef stages, c10::string_view precision, int64_t iterations,
                   bool from_start, at::IntArrayRef wants_weight, at::IntArrayRef wants_bias,
-                  const at::Tensor& filter_sums, const at::Tensor& bias_sums, int64_t first_image, int64_t last_image,
+                  const at::Tensor& weight_sums, const at::Tensor& bias_sums, int64_t first_image, int64_t last_image,
                   int64_t workers, const at::Tensor& workspace) {
   BackwardRun run{};
   run.kernels = &kernels();
@@ -114,10 +114,10 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   if (grad_input) run.grad_input = view(*grad_input);
   if (grad_input) huge_pages(*grad_input);
   if (inject_sum) run.inject_sum = view(*inject_sum);
-  run.filter_gradients = filter_sums.data_ptr<float>();
+  run.weight_sums = weight_sums.data_ptr<float>();
   run.copy_floats = plan.gradient_floats;
   run.bias_sums = bias_sums.data_ptr<double>();
-  const bool together = filter_sums.size(0) < workers;
+  const bool together = weight_sums.size(0) < workers;
   Workforce force = workforce(plan, workspace, workers, plan.backward_worker_floats, plan.backward_buffers, together);
   run_backward(run, first_image, last_image, force);
   record(force);
@@ -138,7 +138,7 @@ TORCH_LIBRARY_FRAGMENT(rdk, m) {
       "cpu_backward(Tensor grad, Tensor(a!)? grad_input, Tensor state, Tensor? states, Tensor? tapes, Tensor? "
       "state_grads, "
       "Tensor(b!)? inject_sum, Tensor filters, int[] stages, str precision, int iterations, bool from_start, "
-      "int[] wants_weight, int[] wants_bias, Tensor(c!) filter_sums, Tensor(d!) bias_sums, int first_image, "
+      "int[] wants_weight, int[] wants_bias, Tensor(c!) weight_sums, Tensor(d!) bias_sums, int first_image, "
       "int last_image, int workers, Tensor(e!) workspace) -> ()",
       &cpu_backward);
 }

@@ -1,4 +1,5 @@
-// 3x3 filters to transformed points, packed for the product, and the adjoint for their gradients.
+// 3x3 weights to filters at the points, packed for the product, and the adjoint: their gradients from sums at the
+// points.
 #pragma once
 #include "maps.h"
 #include "tables.h"
@@ -90,7 +91,7 @@ static void filter_transform(const FilterArgs& args) {
 }
 
 template <int MR, int MC>
-static void filter_gradient(const FilterArgs& args) {
+static void weight_gradient(const FilterArgs& args) {
   constexpr int TR = MR + 2, TC = MC + 2;
   for (int block = args.first_block; block < args.end_block; ++block) {
     const Packed packed(args.blocks, block);
@@ -108,12 +109,12 @@ static void filter_gradient(const FilterArgs& args) {
             for (int copy = 1; copy < args.copies; ++copy)
               points[c] = add(points[c], load(point + copy * args.copy_stride));
           }
-          Winograd<MC>::filter_gradient(points, rows[r]);
+          Winograd<MC>::weight_gradient(points, rows[r]);
         }
         for (int s = 0; s < 3; ++s) {
           Vec points[TR], g[3];
           for (int r = 0; r < TR; ++r) points[r] = rows[r][s];
-          Winograd<MR>::filter_gradient(points, g);
+          Winograd<MR>::weight_gradient(points, g);
           for (int r = 0; r < 3; ++r) store(taps.at(r, s) + lane, g[r]);
         }
       }

@@ -18,7 +18,7 @@ static const Kernels kTable = {
     RDK_EACH_KIND(gradient_transform),
     RDK_EACH_KIND(output_transform),
     RDK_EACH_KIND(filter_transform),
-    RDK_EACH_KIND(filter_gradient),
+    RDK_EACH_KIND(weight_gradient),
     product,
     weight_product,
     move_map<LoadPixels>,

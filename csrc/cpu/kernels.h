@@ -80,7 +80,7 @@ struct ProductArgs {
   const TileRange* ranges;  // one per point
 };
 
-// u[p][channel][b] += sum over tiles of v[p][channel][t] * w[p][b][t]
+// The weight gradients' sums: u[p][channel][b] += sum over tiles of v[p][channel][t] * w[p][b][t]
 struct WeightProductArgs {
   Points v, w;
   float* u;
@@ -95,7 +95,7 @@ struct FilterArgs {
   float* weight;
   int64_t output, input, row, col;
   int32_t outputs, inputs;
-  float* u;  // as ProductArgs.u; for the gradient `copies` of them, copy_stride apart, are summed
+  float* u;  // as ProductArgs.u; for a weight gradient `copies` of them, copy_stride apart, are summed
   int64_t u_point;
   int32_t blocks;  // of outputs; also the padded input channels / 16
   int32_t first_block, end_block;
@@ -134,7 +134,7 @@ struct Kernels {
   void (*gradient_transform[kKinds])(const float* source, const Grid&, const Tiles&, const Points&);
   void (*output_transform[kKinds])(const OutputArgs&);
   void (*filter_transform[kKinds])(const FilterArgs&);
-  void (*filter_gradient[kKinds])(const FilterArgs&);
+  void (*weight_gradient[kKinds])(const FilterArgs&);
   void (*product)(const ProductArgs&);
   void (*weight_product)(const WeightProductArgs&);
   void (*load_map)(const MapArgs&);

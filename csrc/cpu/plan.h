@@ -64,7 +64,7 @@ struct Plan {
   int64_t points_floats;                  // one buffer of transformed data of a chunk
   int forward_buffers, backward_buffers;  // blocked buffers per group
   int64_t forward_worker_floats, backward_worker_floats;
-  int64_t gradient_floats;  // filter gradients of all stages, at the points
+  int64_t gradient_floats;  // weight gradients of all stages, at the points
 };
 
 // Depends on the image and the stages only: neither on the batch nor on the threads, so that results do not either.

@@ -1,4 +1,4 @@
-// The small matrix products at every point: outputs from inputs and filters, and filter gradients from inputs and
+// The small matrix products at every point: outputs from inputs and filters, and weight gradients from inputs and
 // gradients.
 #pragma once
 #include "tables.h"

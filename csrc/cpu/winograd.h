@@ -2,10 +2,10 @@
 // filters.
 //
 // Points (Toom-Cook, after Lavin & Gray 2016): F(2,3) 0, ±1, ∞; F(4,3) 0, ±5/8, ±3/2, ∞; F(3,3) the same but 0, so
-// that tiles of both sizes share one transformed filter.
+// that tiles of both sizes share one filter.
 // input:    rows are the coefficients of M(x)/(x - p), the last of M(x), with M the product over the finite points
 // filter:   rows are [1, p, p²] / N(p) with N(p) the product of p - q over the other points
-// output:   columns are the powers of p; gradient is its adjoint, filter_gradient that of filter
+// output:   columns are the powers of p; gradient is its adjoint, weight_gradient that of filter
 #pragma once
 
 namespace rdk::RDK_ISA {
@@ -38,7 +38,7 @@ struct Winograd<2> {
     w[2] = sub(y[0], y[1]);
     w[3] = y[1];
   }
-  RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
+  RDK_INLINE void weight_gradient(const Vec* u, Vec* g) {
     Vec half = broadcast(0.5f), even = mul(half, add(u[1], u[2]));
     g[0] = sub(even, u[0]);
     g[1] = mul(half, sub(u[1], u[2]));
@@ -88,7 +88,7 @@ struct Winograd<4> {
     w[4] = sub(even_b, odd_b);
     w[5] = y[3];
   }
-  RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
+  RDK_INLINE void weight_gradient(const Vec* u, Vec* g) {
     Vec even_a = mul(broadcast(na), add(u[1], u[2])), odd_a = mul(broadcast(na * a), sub(u[1], u[2]));
     Vec even_b = mul(broadcast(nb), add(u[3], u[4])), odd_b = mul(broadcast(nb * b), sub(u[3], u[4]));
     g[0] = fma(broadcast(n0), u[0], add(even_a, even_b));
@@ -132,9 +132,9 @@ struct Winograd<3> {
     w[3] = sub(even_b, odd_b);
     w[4] = y[2];
   }
-  RDK_INLINE void filter_gradient(const Vec* u, Vec* g) {
+  RDK_INLINE void weight_gradient(const Vec* u, Vec* g) {
     const Vec all[6] = {zero(), u[0], u[1], u[2], u[3], u[4]};
-    All::filter_gradient(all, g);
+    All::weight_gradient(all, g);
   }
 };
 

@@ -1,4 +1,4 @@
-"""The cpu backend: Winograd convolutions in C++ that transform a filter once for all iterations; called by dispatch, recompute."""
+"""The cpu backend: Winograd convolutions in C++ that transform a weight once for all iterations; called by dispatch, recompute."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class CpuBackend:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """Transformed filters and their gradients, two buffers of transformed tiles and a group's maps per worker; the
-        gradients that pass from run to run. With norm also whole maps: see cpu_norm."""
+        """Transformed filters and sums of weight gradients, two buffers of transformed tiles and a group's maps per worker;
+        the gradients that pass from run to run. With norm also whole maps: see cpu_norm."""
         if problem.norm and (problem.norm_training or problem.needs_grad):
             return cpu_norm.workspace_bytes(problem)
         return cpu_runs.workspace_bytes(problem)

@@ -181,10 +181,10 @@ class NormGradients:
         masked = problem.stages[stage - 1].relu and (iteration > 0 or stage > 0)
         plan = stage_plan(problem, stage, masked)
         out = empty_maps(1, entering)[0] if wants_input else None
-        if ("filters", index) not in self.sums:
+        if ("weights", index) not in self.sums:
             floats = plan.gradient_floats if self.needs.weights[index] else 0
             padded = -(-problem.channels // 16) * 16
-            self.sums["filters", index] = torch.zeros(plan.sum_copies, floats, dtype=torch.float32, device="cpu")
+            self.sums["weights", index] = torch.zeros(plan.sum_copies, floats, dtype=torch.float32, device="cpu")
             self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64, device="cpu")
         wants_bias = bool(call.biases) and self.needs.biases[index]
         space = workspace(plan, plan.backward_floats)
@@ -192,7 +192,7 @@ class NormGradients:
         for images in slices(problem, plan, 2):
             torch.ops.rdk.cpu_backward(
                 grad, out, entering, None, None, addends, None, filters, plan.stages, problem.precision, 1, out is None,
-                [int(self.needs.weights[index])], [int(wants_bias)], self.sums["filters", index],
+                [int(self.needs.weights[index])], [int(wants_bias)], self.sums["weights", index],
                 self.sums["biases", index], *images, plan.workers, space,
             )  # fmt: skip
         return grad.new_zeros(()).expand(grad.shape) if out is None else out
@@ -207,12 +207,12 @@ class NormGradients:
         """Weight gradients of the stages of an iteration (of all, when tied) from their sums at the points."""
         for stage in range(len(self.problem.stages)):
             index = self.call.parameter_index(iteration, stage)
-            sums = self.sums.pop(("filters", index), None)
+            sums = self.sums.pop(("weights", index), None)
             if sums is None or not self.needs.weights[index]:
                 continue
             plan = stage_plan(self.problem, stage)
             gradient = torch.empty_like(self.call.weights[index])
-            torch.ops.rdk.cpu_filter_gradients(
+            torch.ops.rdk.cpu_weight_gradients(
                 sums, [gradient], self.problem.shape, plan.stages, self.problem.precision
             )
             self.weights[index] = gradient

@@ -16,7 +16,7 @@ from rdk.backends.layout import empty_outside
 SLICE_PRODUCTS = 2 * 10**10
 # bytes of transformed filters that an untied run holds at a time; at least those of one iteration
 UNTIED_FILTER_BYTES = 64 << 20
-# bytes of filter gradients up to which every worker has sums of its own; beyond, all work on one group together
+# bytes of sums of weight gradients up to which every worker has its own; beyond, all work on one group together
 SUM_BYTES = 128 << 20
 # pixels that a worker should have at least
 WORKER_PIXELS = 64
@@ -30,12 +30,12 @@ class Plan(NamedTuple):
     group: int
     forward_floats: int  # per worker
     backward_floats: int
-    gradient_floats: int  # sums of the filter gradients of all stages
+    gradient_floats: int  # sums of the weight gradients of all stages
     filter_floats: tuple[int, ...]  # transformed filter of each stage
 
     @property
     def sum_copies(self) -> int:
-        """How many sums of filter gradients are held: one per worker, or one for all."""
+        """How many sums of weight gradients are held: one per worker, or one for all."""
         return self.workers if self.workers * self.gradient_floats * 4 <= SUM_BYTES else 1
 
 
@@ -187,7 +187,7 @@ def _run(
 
 
 class RunGradients:
-    """The backward of one call without norm. Filter gradients are summed at the Winograd points until finish()."""
+    """The backward of one call without norm. Weight gradients are summed at the Winograd points until finish()."""
 
     def __init__(self, call: Call, needs: Needs) -> None:
         self.call, self.needs, self.problem = call, needs, call.problem
@@ -195,7 +195,7 @@ class RunGradients:
         copies = self.plan.sum_copies
         blocks = -(-self.problem.channels // 16)
         wanted = self.plan.gradient_floats if any(needs.weights) else 0
-        self.filter_sums = torch.zeros(copies, wanted, dtype=torch.float32, device="cpu")
+        self.weight_sums = torch.zeros(copies, wanted, dtype=torch.float32, device="cpu")
         self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64, device="cpu")
         self.inject_sum: Tensor | None = None
         self.weights: list[Tensor | None] = [None] * len(call.weights)
@@ -248,7 +248,7 @@ class RunGradients:
         for images in slices(problem, plan, 2 * (last - first)):
             torch.ops.rdk.cpu_backward(
                 grad, out, state, states, tapes, state_grads, self.inject_sum, filters, plan.stages, problem.precision,
-                last - first, first == 0, wants_weight, wants_bias, self.filter_sums, self.bias_sums, *images,
+                last - first, first == 0, wants_weight, wants_bias, self.weight_sums, self.bias_sums, *images,
                 plan.workers, space,
             )  # fmt: skip
         return grad.new_zeros(()).expand(grad.shape) if out is None else out
@@ -264,10 +264,10 @@ class RunGradients:
             )
         ]
         if any(self.needs.weights[index : index + count]):
-            torch.ops.rdk.cpu_filter_gradients(
-                self.filter_sums, gradients, self.problem.shape, self.plan.stages, self.problem.precision
+            torch.ops.rdk.cpu_weight_gradients(
+                self.weight_sums, gradients, self.problem.shape, self.plan.stages, self.problem.precision
             )
-            self.filter_sums.zero_()
+            self.weight_sums.zero_()
         totals = self.bias_sums.sum(0)[:, : self.problem.channels].float()
         self.bias_sums.zero_()
         for stage, gradient in enumerate(gradients):

@@ -204,7 +204,7 @@ bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision
     backward.grad = view(grad, s);
     backward.grad_input = view(grad_input, s);
     backward.inject_sum = view(inject_sum, s);
-    backward.filter_gradients = sums.data();
+    backward.weight_sums = sums.data();
     backward.copy_floats = plan.gradient_floats;
     backward.bias_sums = bias_sums.data();
     rdk::Workforce back = workforce(space, plan.backward_worker_floats, plan.backward_buffers, together);
@@ -217,7 +217,7 @@ bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision
       rdk::FilterArgs args = filter_args(got, plan, sums.data() + offset, false);
       args.copies = copies;
       args.copy_stride = plan.gradient_floats;
-      kernels.filter_gradient[plan.stage_plans[stage].filter_kind()](args);
+      kernels.weight_gradient[plan.stage_plans[stage].filter_kind()](args);
       offset += plan.stage_plans[stage].filter_floats;
       note(difference(got, weight_grads[stage]));
     }
