@@ -1,4 +1,5 @@
-// The backward of one group: the gradient stays in blocked buffers; weight gradients are summed at the Winograd points.
+// The backward of one group: the gradient stays in blocked buffers; weight gradients are summed at the Winograd
+// points. Called by bindings_runs.cpp and tests/check_runs.cpp.
 #include "backward.h"
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// The backward over a run of iterations, one group of images after another; called by the bindings.
+// The backward over a run of iterations, one group of images after another; called by bindings_runs.cpp and
+// tests/check_runs.cpp.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -11,13 +12,14 @@ struct BackwardRun {
   const Kernels* kernels;
   Plan plan;
   int iterations;
-  bool from_start;  // the first iteration of the run is that of the call: its input is no ReLU's output
+  // the first iteration of the run is that of the call: its input is no ReLU's output
+  bool from_start;
   bool wants_input;
   std::vector<bool> wants_weight, wants_bias;  // per stage
   std::vector<const float*> filters;           // transposed, iteration-major
   std::vector<MapView> inputs;                 // of each stage of each iteration, iteration-major
-  std::vector<MapView>
-      state_grads;     // added to the gradient of the state that enters each iteration; null data for none
+  // added to the gradient of the state that enters each iteration; null data for none
+  std::vector<MapView> state_grads;
   MapView grad;        // of the last sum, before its ReLU
   MapView grad_input;  // before the ReLU of the iteration ahead of the run; null data where nobody wants it
   MapView inject_sum;  // added to; null data for none

@@ -1,4 +1,6 @@
-// The operators rdk::cpu_…: from tensors to pointers and strides; called by rdk/backends/cpu*.py.
+// What bindings.h declares, and the operators that need no map: rdk::cpu_use_isa and cpu_plan, called by
+// rdk/backends/cpu.py and cpu_runs.py; cpu_tile_points, cpu_clock and cpu_fma_flops, called by
+// benchmarks/cpu_micro.py.
 #include "bindings.h"
 
 #include <ATen/Parallel.h>
@@ -11,8 +13,6 @@
 #include <atomic>
 #include <string>
 
-#include "backward.h"
-#include "forward.h"
 #include "isa.h"
 
 namespace rdk::binding {

@@ -1,4 +1,5 @@
-// What the binding files share: the instruction set in force, plans from operator arguments, views of tensors, threads.
+// What the binding files share: the instruction set in force, plans from operator arguments, views of tensors,
+// threads. Included by bindings.cpp, bindings_filters.cpp, bindings_norm.cpp and bindings_runs.cpp.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -14,7 +15,7 @@ const Kernels& kernels();
 // stages: three integers per stage (dilation, relu, skip or -1). shape: (N, C, H, W).
 Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision);
 
-// A float32 CPU tensor (N, C, H, W), or entry `slot` of a stack of them, as the drivers see it.
+// A float32 CPU tensor (N, C, H, W), or entry `slot` of a stack of them, as forward.h and backward.h have it.
 MapView view(const at::Tensor& maps, int64_t slot = -1);
 
 // PyTorch's intra-op threads.

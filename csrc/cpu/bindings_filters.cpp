@@ -1,4 +1,5 @@
-// rdk::cpu_filters and rdk::cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the Winograd points.
+// rdk::cpu_filters and rdk::cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the Winograd
+// points; called by rdk/backends/cpu_runs.py and cpu_norm.py.
 #include <torch/library.h>
 
 #include "bindings.h"

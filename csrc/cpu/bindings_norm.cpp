@@ -1,4 +1,5 @@
-// rdk::cpu_statistics and rdk::cpu_finish: BatchNorm's moments and application on channels_last maps.
+// rdk::cpu_statistics and rdk::cpu_finish: BatchNorm's moments and application on channels_last maps; called by
+// rdk/backends/cpu_norm.py.
 #include <torch/library.h>
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// rdk::cpu_forward and rdk::cpu_backward: a run of iterations over some images of a batch.
+// rdk::cpu_forward and rdk::cpu_backward: a run of iterations over some images of a batch; called by
+// rdk/backends/cpu_runs.py and cpu_norm.py.
 #include <torch/library.h>
 
 #include "backward.h"

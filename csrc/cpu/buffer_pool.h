@@ -1,4 +1,4 @@
-// Blocked buffers of one group, given out and taken back; used by the forward and the backward of a group.
+// Blocked buffers of one group, given out and taken back; used by forward.cpp and backward.cpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>

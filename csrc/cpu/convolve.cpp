@@ -1,4 +1,5 @@
 // Cuts a convolution into chunks of tiles: input transform, product, output transform; moves groups in and out.
+// Called by forward.cpp and backward.cpp.
 #include "convolve.h"
 
 #include <algorithm>

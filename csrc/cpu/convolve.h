@@ -1,5 +1,5 @@
-// One convolution over a group of blocked images, and the moves between maps and groups; called by forward and
-// backward.
+// One convolution over a group of blocked images, and the moves between maps and groups. Included by forward.h,
+// backward.h and bindings.h; called by forward.cpp and backward.cpp.
 #pragma once
 #include <cstdint>
 #include <vector>

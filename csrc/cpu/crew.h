@@ -1,4 +1,5 @@
 // Who works on one group of images: one worker alone, or all of them together with a barrier after each step.
+// Included by convolve.h, and so by all that shares work out.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
-// 3x3 weights to filters at the points, packed for the product, and the adjoint: their gradients from sums at the
-// points.
+// 3x3 weights to filters at the points, packed for the product, and the adjoint: weight gradients from their sums at
+// the points. Included by kernel_table.h; called by bindings_filters.cpp and tests/check_runs.cpp.
 #pragma once
 #include "maps.h"
 #include "tables.h"

@@ -1,4 +1,5 @@
-// The forward of one group: the state stays in blocked buffers from the first iteration to the last.
+// The forward of one group: the state stays in blocked buffers from the first iteration to the last. Called by
+// bindings_runs.cpp and tests/check_runs.cpp.
 #include "buffer_pool.h"
 #include "forward.h"
 

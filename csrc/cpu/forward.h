@@ -1,4 +1,4 @@
-// All iterations of a run, one group of images after another; called by the bindings.
+// All iterations of a run, one group of images after another; called by bindings_runs.cpp and tests/check_runs.cpp.
 #pragma once
 #include <cstdint>
 #include <vector>

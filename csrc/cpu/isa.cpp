@@ -1,4 +1,5 @@
-// Asks the processor, at run time, for the instruction sets that the kernel files were compiled for.
+// Asks the processor, at run time, for the instruction sets that the kernel files were compiled for; called by
+// bindings.cpp and tests/check_runs.cpp.
 #include "isa.h"
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// Which instruction set runs; called by the bindings and by the C++ test program.
+// Which instruction set runs; called by bindings.cpp and tests/check_runs.cpp.
 #pragma once
 #include "kernels.h"
 

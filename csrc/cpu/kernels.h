@@ -1,5 +1,5 @@
-// What drivers and kernels agree on: argument structs of pointers and strides, and one table of kernels per instruction
-// set.
+// What the kernels and their callers agree on: argument structs of pointers and strides, and one table of kernels
+// per instruction set. Included by crew.h, plan.h, isa.h, kernels_avx2.cpp and kernels_avx512.cpp.
 #pragma once
 #include <stdint.h>
 
@@ -7,8 +7,8 @@ namespace rdk {
 
 constexpr int kBlock = 16;  // channels stored side by side: one cache line of floats
 
-// Tile kinds: outputs per tile, rows x columns. The transform of a kind has (rows + 2) x (columns + 2) points; filters
-// are transformed for the largest kind of a stage.
+// Tile kinds: outputs per tile, rows x columns. In the kernels' templates a tile has MR x MC outputs and TR x TC =
+// (MR + 2) x (MC + 2) points; filters are transformed for the largest kind of a stage.
 enum Kind { kTile22, kTile33, kTile34, kTile43, kTile44, kKinds };
 constexpr int kTileRows[kKinds] = {2, 3, 3, 4, 4};
 constexpr int kTileCols[kKinds] = {2, 3, 4, 3, 4};

@@ -1,4 +1,5 @@
-// The kernels compiled for AVX2; the drivers take this table where the processor has it (see isa.cpp).
+// The kernels compiled for AVX2; isa.cpp hands this table out where the processor has it, and convolve.cpp,
+// backward.cpp and bindings*.cpp call its entries.
 // No header of PyTorch or the standard library with inline functions may come in here: the linker could keep this copy.
 #include "kernels.h"
 

@@ -1,4 +1,5 @@
-// Between maps of any strides and blocked buffers, image by image; sums over pixels.
+// Between maps of any strides and blocked buffers, image by image; sums over pixels. Included by filter_transform.h
+// and kernel_table.h; called by convolve.cpp and backward.cpp.
 #pragma once
 
 namespace rdk::RDK_ISA {

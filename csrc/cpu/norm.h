@@ -1,4 +1,5 @@
-// BatchNorm on channels_last maps: what follows the convolution, and the moments of a batch.
+// BatchNorm on channels_last maps: what follows the convolution, and the moments of a batch. Included by
+// kernel_table.h; called by bindings_norm.cpp.
 #pragma once
 
 namespace rdk::RDK_ISA {

@@ -1,4 +1,5 @@
-// Transformed points to pixels, with everything that follows a convolution: bias, norm, inject, skip, ReLU or its mask.
+// Transformed points to pixels, with everything that follows a convolution: bias, norm, inject, skip, ReLU or its
+// mask. Included by kernel_table.h; called by convolve.cpp.
 #pragma once
 
 namespace rdk::RDK_ISA {

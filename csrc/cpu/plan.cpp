@@ -1,4 +1,5 @@
-// Chooses tiles, groups and chunks; called by the bindings before each run.
+// Chooses tiles, groups and chunks before each run; called by bindings.cpp, bindings_runs.cpp, convolve.cpp and
+// tests/check_runs.cpp.
 #include "plan.h"
 
 #include <algorithm>

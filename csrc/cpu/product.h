@@ -1,5 +1,6 @@
-// The small matrix products at every point: outputs from inputs and filters, and weight gradients from inputs and
-// gradients.
+// The small matrix products at every point: outputs from inputs and filters, and sums of weight gradients from
+// inputs and gradients. Included by kernel_table.h; called by convolve.cpp and backward.cpp, fma_flops by
+// bindings.cpp.
 #pragma once
 #include "tables.h"
 

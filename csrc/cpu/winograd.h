@@ -1,5 +1,5 @@
-// The one-dimensional Winograd transforms F(2,3), F(3,3) and F(4,3) on vectors; used by the transforms of tiles and
-// filters.
+// The one-dimensional Winograd transforms F(2,3), F(3,3) and F(4,3) on vectors; included by kernels_avx2.cpp and
+// kernels_avx512.cpp, called by tile_transforms.h, output_transform.h and filter_transform.h.
 //
 // Points (Toom-Cook, after Lavin & Gray 2016): F(2,3) 0, ±1, ∞; F(4,3) 0, ±5/8, ±3/2, ∞; F(3,3) the same but 0, so
 // that tiles of both sizes share one filter.
