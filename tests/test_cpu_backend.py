@@ -359,6 +359,29 @@ def test_the_sentences_of_what_it_refuses() -> None:
         rdk.set_cpu_precision(before)
 
 
+def test_operators_say_what_came_instead() -> None:
+    ops, stages, maps = torch.ops.rdk, [1, 1, -1], torch.ones(1, 4, 8, 8)
+    weight, nothing = torch.ones(4, 4, 3, 3), torch.empty(0)
+
+    def forward(state: torch.Tensor, biases: list[torch.Tensor], slots: list[int]) -> None:
+        ops.cpu_forward(
+            state, None, nothing, biases, None, stages, "fast", 1, 1, None, None, slots, None, [-1], 0, 1, 1, nothing
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError, match=r"got the shape \[4, 8\] and the stages \[1, 1\]\."):
+        ops.cpu_plan([4, 8], [1, 1], "fast", 1)
+    with pytest.raises(RuntimeError, match=r"float32 weights .*, got Double \[4, 4, 3, 3\]\."):
+        ops.cpu_filters([weight.double()], maps.shape, stages, "fast", False)
+    with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2\."):
+        ops.cpu_weight_gradients(nothing, [weight, weight], maps.shape, stages, "fast")
+    with pytest.raises(RuntimeError, match=r"float32 maps on the CPU, got Double on cpu\."):
+        forward(maps.double(), [], [-1])
+    with pytest.raises(RuntimeError, match=r"float32 rows of channels, got Double \[4\]\."):
+        forward(maps, [torch.ones(4).double()], [-1])
+    with pytest.raises(RuntimeError, match=r"1 states and 1 tapes, got 0 and 1\."):
+        forward(maps, [], [])
+
+
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | variables
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)

@@ -29,7 +29,9 @@ const Kernels& kernels() {
 }
 
 Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
-  TORCH_CHECK(shape.size() == 4 && stages.size() % 3 == 0, "rdk: expected a shape of 4 and stages of 3 numbers each.");
+  TORCH_CHECK(shape.size() == 4 && stages.size() % 3 == 0,
+              "rdk: expected a shape of 4 and stages of 3 numbers each, got the shape ", shape, " and the stages ",
+              stages, ".");
   std::vector<Stage> list;
   // from the larger side on, all taps but the middle one read zeros: a larger dilation is the same convolution
   const int64_t widest = std::max<int64_t>(1, std::max(shape[2], shape[3]));
@@ -41,7 +43,8 @@ Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view pre
 }
 
 MapView view(const at::Tensor& maps, int64_t slot) {
-  TORCH_CHECK(maps.scalar_type() == at::kFloat && maps.device().is_cpu(), "rdk: expected float32 maps on the CPU.");
+  TORCH_CHECK(maps.scalar_type() == at::kFloat && maps.device().is_cpu(), "rdk: expected float32 maps on the CPU, got ",
+              maps.scalar_type(), " on ", maps.device(), ".");
   const int64_t first = slot < 0 ? 0 : 1;
   TORCH_CHECK(maps.dim() == 4 + first, "rdk: expected ", 4 + first, " dimensions, got ", maps.dim(), ".");
   TORCH_CHECK(slot < 0 || slot < maps.size(0), "rdk: expected a map below ", maps.size(0), ", got ", slot, ".");

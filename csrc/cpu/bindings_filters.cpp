@@ -11,7 +11,7 @@ FilterArgs filter_args(const Geometry& geometry, const at::Tensor& weight, bool 
   TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 4 && weight.size(0) == geometry.channels &&
                   weight.size(1) == geometry.channels && weight.size(2) == 3 && weight.size(3) == 3,
               "rdk: expected float32 weights (", geometry.channels, ", ", geometry.channels, ", 3, 3), got ",
-              weight.sizes(), ".");
+              weight.scalar_type(), " ", weight.sizes(), ".");
   FilterArgs args{weight.data_ptr<float>(),
                   weight.stride(0),
                   weight.stride(1),
@@ -63,7 +63,8 @@ void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
                           at::IntArrayRef stages, c10::string_view precision) {
   const Plan plan = plan_of(shape, stages, precision);
   const int64_t blocks = plan.geometry.blocks;
-  TORCH_CHECK(gradients.size() == plan.stages.size(), "rdk: expected one gradient per stage.");
+  TORCH_CHECK(gradients.size() == plan.stages.size(), "rdk: expected one gradient for each of ", plan.stages.size(),
+              " stages, got ", gradients.size(), ".");
   std::vector<int64_t> offsets{0};
   for (const StagePlan& stage : plan.stage_plans) offsets.push_back(offsets.back() + stage.filter_floats);
   auto transform = [&](int task) {

@@ -12,8 +12,8 @@ namespace {
 
 const at::Tensor& dense(const at::Tensor& map) {
   TORCH_CHECK(map.scalar_type() == at::kFloat && map.dim() == 4 && map.permute({0, 2, 3, 1}).is_contiguous(),
-              "rdk: expected a dense channels_last float32 map, got ", map.sizes(), " with strides ", map.strides(),
-              ".");
+              "rdk: expected a dense channels_last float32 map, got ", map.scalar_type(), " ", map.sizes(),
+              " with strides ", map.strides(), ".");
   return map;
 }
 

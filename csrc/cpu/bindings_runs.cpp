@@ -13,7 +13,8 @@ namespace {
 std::vector<float> padded_rows(const std::vector<at::Tensor>& rows, int64_t padded) {
   std::vector<float> result(rows.size() * padded, 0.0f);
   for (size_t i = 0; i < rows.size(); ++i) {
-    TORCH_CHECK(rows[i].scalar_type() == at::kFloat && rows[i].dim() == 1, "rdk: expected float32 rows of channels.");
+    TORCH_CHECK(rows[i].scalar_type() == at::kFloat && rows[i].dim() == 1,
+                "rdk: expected float32 rows of channels, got ", rows[i].scalar_type(), " ", rows[i].sizes(), ".");
     const at::Tensor row = rows[i].contiguous();
     std::copy_n(row.data_ptr<float>(), row.numel(), result.data() + i * padded);
   }
@@ -58,7 +59,8 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
   const int64_t padded = plan.geometry.blocks * static_cast<int64_t>(kBlock);
   const int64_t count = static_cast<int64_t>(plan.stages.size()), rows = iterations * count;
   TORCH_CHECK(static_cast<int64_t>(run.states.size()) == iterations && static_cast<int64_t>(run.tapes.size()) == rows,
-              "rdk: expected a slot for each of ", iterations, " states and ", rows, " tapes.");
+              "rdk: expected a slot for each of ", iterations, " states and ", rows, " tapes, got ", run.states.size(),
+              " and ", run.tapes.size(), ".");
   int64_t tied_floats = 0;
   for (const StagePlan& stage : plan.stage_plans) tied_floats += stage.filter_floats;
   const bool tied = filters.numel() == tied_floats;
