@@ -12,7 +12,8 @@ from torch import Tensor
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
 from rdk.backends.layout import empty_outside
 
-# multiply-adds of one operator call: Python looks for an interrupt between two calls
+# The tuning numbers of the C++ stand in csrc/cpu/tables.h, these here:
+# multiply-adds of one operator call, as a direct convolution has them: Python looks for an interrupt between two calls
 SLICE_PRODUCTS = 2 * 10**10
 # bytes of transformed filters that an untied run holds at a time; at least those of one iteration
 UNTIED_FILTER_BYTES = 64 << 20
