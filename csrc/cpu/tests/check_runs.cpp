@@ -1,12 +1,14 @@
 // Runs forward and backward of small odd shapes against a direct convolution in double, without PyTorch, under the
 // sanitizers. Built and run by tests/test_cpu_sanitizers.py; prints one line per case and returns 1 where a result is
 // wrong.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../backward.h"
@@ -107,124 +109,195 @@ Floats filters(const rdk::Kernels& kernels, const rdk::Plan& plan, std::vector<F
   return result;
 }
 
-// One stage list without ReLU, so that the backward is the adjoint: <y, g> = <x, dx> + <inject, dinject> and so on.
+// What one case starts from: channels innermost, the bias padded with zeros to whole blocks.
+struct Data {
+  std::vector<Floats> weights;
+  Floats x, inject, grad, bias;
+};
+
+template <class Values>
+struct Results {
+  Values output, grad_input, inject_grad;
+  std::vector<Values> weight_grads;  // per stage
+};
+
+int64_t map_floats(const Shape& s) { return static_cast<int64_t>(s.images) * s.channels * s.height * s.width; }
+
+Data make_data(const Shape& s, int64_t padded) {
+  Data data;
+  for (size_t i = 0; i < s.stages.size(); ++i)
+    data.weights.push_back(normal(s.channels * s.channels * 9, 0.3 / std::sqrt(s.channels)));
+  for (Floats* map : {&data.x, &data.inject, &data.grad}) *map = normal(map_floats(s));
+  data.bias = normal(padded, 0.1);
+  for (int64_t i = s.channels; i < padded; ++i) data.bias[i] = 0.0f;
+  return data;
+}
+
+// The inputs of every stage of every iteration; the last entry is the output.
+std::vector<Doubles> reference_forward(const Shape& s, const Data& data) {
+  const int count = static_cast<int>(s.stages.size());
+  std::vector<Doubles> maps{Doubles(data.x.begin(), data.x.end())};
+  for (int row = 0; row < s.iterations * count; ++row) {
+    const rdk::Stage& stage = s.stages[row % count];
+    Doubles next = convolve(maps.back(), data.weights[row % count], s, stage.dilation, false);
+    for (int64_t i = 0; i < map_floats(s); ++i) {
+      next[i] += data.bias[i % s.channels];
+      if (row % count == 0) next[i] += data.inject[i];
+      if (stage.skip >= 0) next[i] += maps[row - row % count + stage.skip][i];
+    }
+    maps.push_back(std::move(next));
+  }
+  return maps;
+}
+
+// weight_grad += the products of a stage's input with the gradient of its sum.
+void add_weight_grad(const Shape& s, int dilation, const Doubles& input, const Doubles& grad, Doubles& weight_grad) {
+  const int c = s.channels;
+  for (int64_t p = 0; p < map_floats(s) / c; ++p) {
+    const int px = static_cast<int>(p % s.width), py = static_cast<int>(p / s.width % s.height);
+    for (int tap = 0; tap < 9; ++tap) {
+      const int yy = py + (tap / 3 - 1) * dilation, xx = px + (tap % 3 - 1) * dilation;
+      if (yy < 0 || xx < 0 || yy >= s.height || xx >= s.width) continue;
+      const int64_t q = p + (yy - py) * s.width + xx - px;
+      for (int o = 0; o < c; ++o)
+        for (int i = 0; i < c; ++i) weight_grad[(o * c + i) * 9 + tap] += grad[p * c + o] * input[q * c + i];
+    }
+  }
+}
+
+// No stage has a ReLU, so the backward is the adjoint: <y, g> = <x, dx> + <inject, dinject> and so on.
+Results<Doubles> reference(const Shape& s, const Data& data) {
+  const int count = static_cast<int>(s.stages.size()), rows = s.iterations * count;
+  const int64_t floats = map_floats(s);
+  std::vector<Doubles> maps = reference_forward(s, data);
+  Results<Doubles> results{maps.back(), {data.grad.begin(), data.grad.end()}, Doubles(floats, 0.0), {}};
+  results.weight_grads.assign(count, Doubles(s.channels * s.channels * 9, 0.0));
+  Doubles& grad = results.grad_input;
+  std::vector<Doubles> skipped(rows + 1, Doubles(floats, 0.0));
+  for (int row = rows - 1; row >= 0; --row) {
+    const rdk::Stage& stage = s.stages[row % count];
+    for (int64_t i = 0; i < floats; ++i) {
+      if (stage.skip >= 0) skipped[row - row % count + stage.skip][i] += grad[i];
+      if (row % count == 0) results.inject_grad[i] += grad[i];
+    }
+    add_weight_grad(s, stage.dilation, maps[row], grad, results.weight_grads[row % count]);
+    grad = convolve(grad, data.weights[row % count], s, stage.dilation, true);
+    for (int64_t i = 0; i < floats; ++i) grad[i] += skipped[row][i];
+  }
+  return results;
+}
+
+// run_forward and run_backward of one case, every map and workspace of exactly its size and NaN until it is written.
+class Runs {
+ public:
+  Runs(const rdk::Kernels& kernels, const rdk::Plan& plan, const Shape& s, Data& data)
+      : kernels_(kernels),
+        plan_(plan),
+        s_(s),
+        data_(data),
+        count_(static_cast<int>(s.stages.size())),
+        forward_filters_(filters(kernels, plan, data.weights, false)),
+        backward_filters_(filters(kernels, plan, data.weights, true)),
+        maps_(s.iterations * count_, Floats(map_floats(s), NAN)) {}
+
+  const Floats& forward() {
+    rdk::ForwardRun run{&kernels_, plan_, s_.iterations, count_, {}, view(data_.x, s_), view(data_.inject, s_), {}, {}};
+    for (int row = 0; row < s_.iterations * count_; ++row) {
+      const float* filter = forward_filters_.data() + offset(row % count_);
+      run.parameters.push_back({filter, data_.bias.data(), nullptr, nullptr, nullptr});
+      const bool at_end = row % count_ == count_ - 1;
+      run.tapes.push_back(at_end ? MapView{} : view(maps_[row], s_));
+      if (at_end) run.states.push_back(view(maps_[row], s_));
+    }
+    rdk::Workforce force = workforce(plan_.forward_worker_floats, plan_.forward_buffers, false);
+    run_forward(run, 0, s_.images, force);
+    return maps_.back();
+  }
+
+  // After forward(), whose maps it reads. together: all workers on each group, with one copy of the weight sums.
+  Results<Floats> backward(bool together) {
+    const int copies = together ? 1 : s_.workers;
+    Results<Floats> results{{}, Floats(map_floats(s_), NAN), Floats(map_floats(s_), 0.0f), {}};
+    Floats sums(copies * plan_.gradient_floats, 0.0f);
+    Doubles bias_sums(copies * count_ * plan_.geometry.blocks * rdk::kBlock, 0.0);
+    rdk::BackwardRun run{};
+    run.kernels = &kernels_;
+    run.plan = plan_;
+    run.iterations = s_.iterations;
+    run.from_start = run.wants_input = true;
+    run.wants_weight.assign(count_, true);
+    run.wants_bias.assign(count_, true);
+    for (int row = 0; row < s_.iterations * count_; ++row) {
+      run.filters.push_back(backward_filters_.data() + offset(row % count_));
+      run.inputs.push_back(row == 0 ? view(data_.x, s_) : view(maps_[row - 1], s_));
+      if (row % count_ == 0) run.state_grads.push_back(MapView{});
+    }
+    run.grad = view(data_.grad, s_);
+    run.grad_input = view(results.grad_input, s_);
+    run.inject_sum = view(results.inject_grad, s_);
+    run.weight_sums = sums.data();
+    run.copy_floats = plan_.gradient_floats;
+    run.bias_sums = bias_sums.data();
+    rdk::Workforce force = workforce(plan_.backward_worker_floats, plan_.backward_buffers, together);
+    run_backward(run, 0, s_.images, force);
+    for (int stage = 0; stage < count_; ++stage) {
+      results.weight_grads.emplace_back(s_.channels * s_.channels * 9, NAN);
+      rdk::FilterArgs args = filter_args(results.weight_grads.back(), plan_, sums.data() + offset(stage), false);
+      args.copies = copies;
+      args.copy_stride = plan_.gradient_floats;
+      kernels_.weight_gradient[plan_.stage_plans[stage].filter_kind()](args);
+    }
+    return results;
+  }
+
+ private:
+  // Of a stage's filter among those of all stages.
+  int64_t offset(int stage) const {
+    int64_t floats = 0;
+    for (int earlier = 0; earlier < stage; ++earlier) floats += plan_.stage_plans[earlier].filter_floats;
+    return floats;
+  }
+
+  rdk::Workforce workforce(int64_t worker_floats, int buffers, bool together) {
+    space_.reset(new float[s_.workers * worker_floats]);
+    std::fill_n(space_.get(), s_.workers * worker_floats, NAN);
+    return {space_.get(), worker_floats, s_.workers, buffers, together, parallel, {}};
+  }
+
+  const rdk::Kernels& kernels_;
+  const rdk::Plan& plan_;
+  const Shape& s_;
+  Data& data_;
+  const int count_;
+  Floats forward_filters_, backward_filters_;
+  std::vector<Floats> maps_;  // after each stage of each iteration
+  std::unique_ptr<float[]> space_;
+};
+
 bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision) {
   rdk::Plan plan = rdk::make_plan(s.channels, s.height, s.width, s.stages, precision, kernels.row_tiles);
   rdk::fit_group(plan, s.images, s.workers);
-  const int count = static_cast<int>(s.stages.size()), n = s.iterations;
-  const int64_t floats = static_cast<int64_t>(s.images) * s.channels * s.height * s.width;
-  std::vector<Floats> weights;
-  for (int i = 0; i < count; ++i) weights.push_back(normal(s.channels * s.channels * 9, 0.3 / std::sqrt(s.channels)));
-  Floats x = normal(floats), inject = normal(floats), grad = normal(floats);
-  const int64_t padded = plan.geometry.blocks * rdk::kBlock;
-  Floats bias = normal(padded, 0.1);
-  for (int64_t i = s.channels; i < padded; ++i) bias[i] = 0.0f;
-
-  // reference: inputs of every stage, then the adjoint
-  std::vector<Doubles> inputs;
-  Doubles state(x.begin(), x.end());
-  for (int row = 0; row < n * count; ++row) {
-    const rdk::Stage& stage = s.stages[row % count];
-    inputs.push_back(state);
-    state = convolve(inputs.back(), weights[row % count], s, stage.dilation, false);
-    for (int64_t i = 0; i < floats; ++i) {
-      state[i] += bias[i % s.channels];
-      if (row % count == 0) state[i] += inject[i];
-      if (stage.skip >= 0) state[i] += inputs[row - row % count + stage.skip][i];
-    }
-  }
-  Doubles expected = state, down(grad.begin(), grad.end()), inject_grad(floats, 0.0);
-  std::vector<Doubles> weight_grads(count, Doubles(s.channels * s.channels * 9, 0.0));
-  std::vector<Doubles> skipped(n * count + 1, Doubles(floats, 0.0));
-  for (int row = n * count - 1; row >= 0; --row) {
-    const rdk::Stage& stage = s.stages[row % count];
-    for (int64_t i = 0; i < floats; ++i) {
-      if (stage.skip >= 0) skipped[row - row % count + stage.skip][i] += down[i];
-      if (row % count == 0) inject_grad[i] += down[i];
-    }
-    Doubles& dw = weight_grads[row % count];
-    for (int64_t p = 0; p < floats / s.channels; ++p) {
-      const int px = static_cast<int>(p % s.width), py = static_cast<int>(p / s.width % s.height);
-      for (int tap = 0; tap < 9; ++tap) {
-        const int yy = py + (tap / 3 - 1) * stage.dilation, xx = px + (tap % 3 - 1) * stage.dilation;
-        if (yy < 0 || xx < 0 || yy >= s.height || xx >= s.width) continue;
-        const int64_t q = p + (yy - py) * s.width + xx - px;
-        for (int o = 0; o < s.channels; ++o)
-          for (int i = 0; i < s.channels; ++i)
-            dw[(o * s.channels + i) * 9 + tap] += down[p * s.channels + o] * inputs[row][q * s.channels + i];
-      }
-    }
-    down = convolve(down, weights[row % count], s, stage.dilation, true);
-    for (int64_t i = 0; i < floats; ++i) down[i] += skipped[row][i];
-  }
-
-  // the drivers, every map and workspace of exactly its size
-  Floats forward_filters = filters(kernels, plan, weights, false),
-         backward_filters = filters(kernels, plan, weights, true);
-  std::vector<Floats> maps(n * count, Floats(floats, NAN));
-  rdk::ForwardRun forward{&kernels, plan, n, count, {}, view(x, s), view(inject, s), {}, {}};
-  rdk::BackwardRun backward{};
-  backward.kernels = &kernels;
-  backward.plan = plan;
-  backward.iterations = n;
-  backward.from_start = backward.wants_input = true;
-  backward.wants_weight.assign(count, true);
-  backward.wants_bias.assign(count, true);
-  for (int row = 0; row < n * count; ++row) {
-    int64_t offset = 0;
-    for (int earlier = 0; earlier < row % count; ++earlier) offset += plan.stage_plans[earlier].filter_floats;
-    forward.parameters.push_back({forward_filters.data() + offset, bias.data(), nullptr, nullptr, nullptr});
-    const bool at_end = row % count == count - 1;
-    forward.tapes.push_back(at_end ? MapView{} : view(maps[row], s));
-    if (at_end) forward.states.push_back(view(maps[row], s));
-    backward.filters.push_back(backward_filters.data() + offset);
-    backward.inputs.push_back(row == 0 ? view(x, s) : view(maps[row - 1], s));
-    if (row % count == 0) backward.state_grads.push_back(MapView{});
-  }
-  auto workforce = [&](std::unique_ptr<float[]>& space, int64_t worker_floats, int buffers, bool together) {
-    space.reset(new float[s.workers * worker_floats]);
-    std::fill_n(space.get(), s.workers * worker_floats, NAN);
-    return rdk::Workforce{space.get(), worker_floats, s.workers, buffers, together, parallel, {}};
-  };
-  std::unique_ptr<float[]> space;
-  rdk::Workforce force = workforce(space, plan.forward_worker_floats, plan.forward_buffers, false);
-  run_forward(forward, 0, s.images, force);
+  Data data = make_data(s, plan.geometry.blocks * rdk::kBlock);
+  const Results<Doubles> expected = reference(s, data);
   bool right = true;
   double worst = 0.0;
-  const auto note = [&](double error) {
+  const auto compare = [&](const Floats& got, const Doubles& wanted) {
+    const double error = difference(got, wanted);
     right = right && error < 1e-5;  // false for NaN, which a value never written leaves behind
     worst = std::fmax(worst, error);
   };
-  note(difference(maps.back(), expected));
-
+  Runs runs(kernels, plan, s, data);
+  compare(runs.forward(), expected.output);
   for (const bool together : {false, true}) {
-    const int copies = together ? 1 : s.workers;
-    Floats grad_input(floats, NAN), inject_sum(floats, 0.0f), sums(copies * plan.gradient_floats, 0.0f);
-    Doubles bias_sums(copies * count * padded, 0.0);
-    backward.grad = view(grad, s);
-    backward.grad_input = view(grad_input, s);
-    backward.inject_sum = view(inject_sum, s);
-    backward.weight_sums = sums.data();
-    backward.copy_floats = plan.gradient_floats;
-    backward.bias_sums = bias_sums.data();
-    rdk::Workforce back = workforce(space, plan.backward_worker_floats, plan.backward_buffers, together);
-    run_backward(backward, 0, s.images, back);
-    note(difference(grad_input, down));
-    note(difference(inject_sum, inject_grad));
-    int64_t offset = 0;
-    for (int stage = 0; stage < count; ++stage) {
-      Floats got(s.channels * s.channels * 9, NAN);
-      rdk::FilterArgs args = filter_args(got, plan, sums.data() + offset, false);
-      args.copies = copies;
-      args.copy_stride = plan.gradient_floats;
-      kernels.weight_gradient[plan.stage_plans[stage].filter_kind()](args);
-      offset += plan.stage_plans[stage].filter_floats;
-      note(difference(got, weight_grads[stage]));
-    }
+    const Results<Floats> got = runs.backward(together);
+    compare(got.grad_input, expected.grad_input);
+    compare(got.inject_grad, expected.inject_grad);
+    for (size_t stage = 0; stage < s.stages.size(); ++stage)
+      compare(got.weight_grads[stage], expected.weight_grads[stage]);
   }
-  std::printf("%s %s N%d C%d %dx%d, %d stages, %d iterations, %d workers: %.1e %s\n", kernels.name,
-              precision == rdk::Precision::kFast ? "fast" : "accurate", s.images, s.channels, s.height, s.width, count,
-              n, s.workers, worst, right ? "ok" : "WRONG");
+  std::printf("%s %s N%d C%d %dx%d, %zu stages, %d iterations, %d workers: %.1e %s\n", kernels.name,
+              precision == rdk::Precision::kFast ? "fast" : "accurate", s.images, s.channels, s.height, s.width,
+              s.stages.size(), s.iterations, s.workers, worst, right ? "ok" : "WRONG");
   return right;
 }
 
