@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from benchmarks import peers
+from benchmarks import contenders
 from benchmarks.suites import Task, plan_curves, plan_linear
 from benchmarks.workloads import WORKLOADS, Case
 
@@ -52,7 +52,7 @@ class Agenda:
 
 def plan(device_type: str) -> list[Task]:
     """Every task for a device, most valuable first."""
-    names = peers.ours(device_type)
+    names = contenders.ours(device_type)
     ours = tuple(f"rdk {name}" for name in names)
     graphs = tuple(f"rdk {name} graph" for name in names)
     kept = tuple(f"rdk {name} sqrt" for name in names)
@@ -64,11 +64,11 @@ def plan(device_type: str) -> list[Task]:
             for pass_name in WORKLOADS[case.workload].passes:
                 training = pass_name == "training"
                 others = ("checkpoint",) if training else ("cudnn graphs",)
-                contenders = (*peers.EAGER, *(("eager graph", *others) if name == "core" else extra), *ours, *graphs)
-                contenders += kept if training and name == "core" else ()
+                everyone = (*contenders.EAGER, *(("eager graph", *others) if name == "core" else extra), *ours, *graphs)
+                everyone += kept if training and name == "core" else ()
                 memory = training or pass_name == "rollout"
                 long = _long(case, precision, training, seconds)
-                yield Task("workloads", precision, case, pass_name, contenders, "gpu", memory, long, name)
+                yield Task("workloads", precision, case, pass_name, everyone, "gpu", memory, long, name)
 
     tasks = [Task("ceilings", "bf16", seconds=8.0)]
     tasks += stage("core", first, "bf16", (), CORE)

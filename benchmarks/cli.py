@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    contenders,
     dispatch,
     environment,
     gpu,
-    peers,
     profile,
     records,
     report,
@@ -24,6 +24,7 @@ from benchmarks import (
     suites,
     worker,
 )
+from benchmarks.contenders import CONTENDERS
 from benchmarks.problem import PRECISIONS
 from benchmarks.workloads import WORKLOADS
 from rdk import measured
@@ -101,8 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.suite == "linear" or (arguments.suite == "all" and not arguments.workload):
         plan += suites.plan_linear(device.type, precisions, arguments.quick)
     if arguments.contender:
-        names = tuple(peer.name for peer in peers.named(arguments.contender))
-        names = (*peers.EAGER, *(name for name in names if name not in peers.EAGER))
+        names = tuple(contender.name for contender in contenders.named(arguments.contender))
+        names = (*contenders.EAGER, *(name for name in names if name not in contenders.EAGER))
         plan = [replace(task, contenders=names) if task.case else task for task in plan]
     executor = suites.Executor(device, arguments.quick, arguments.commit)
     path = arguments.out or records.path_for(measured.device_name(device))
@@ -119,8 +120,8 @@ def _list(arguments: argparse.Namespace) -> int:
         what = case.description.split(", n = ")[0].replace(f"{case.height}x{case.width}", maps)
         print(f"  {workload.name:<4} {workload.title:<18} {what}; iterations {counts}; {', '.join(workload.passes)}")
     print("contenders (--contender NAME)")
-    for name, peer in peers.PEERS.items():
-        print(f"  {name:<22} {peer.about}".rstrip())
+    for name, contender in CONTENDERS.items():
+        print(f"  {name:<22} {contender.about}".rstrip())
     print("devices")
     for name in ("cpu", "cuda"):
         try:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import environment, peers
+from benchmarks import contenders, environment
+from benchmarks.contenders import CONTENDERS
 from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Problem
 from benchmarks.suites import QUICK_STEP_SECONDS, Executor
@@ -45,19 +46,19 @@ def timed(benchmark: Callable[..., object], executor: Executor) -> Callable[[Cas
                 pytest.skip(reason)
         PRECISION.apply()
         problem = Problem(case, PRECISION, DEVICE)
-        (peer,) = peers.named([contender])
-        reason = peer.why_not(problem, training)
+        (chosen,) = contenders.named([contender])
+        reason = chosen.why_not(problem, training)
         if reason is not None:
             pytest.skip(reason)
         judge = Judge(problem, training)
-        for name in peers.EAGER:
-            judge.fault_of(name, peers.PEERS[name].make(problem, training))
-        contestant = peer.make(problem, training)
-        fault = judge.fault_of(contender, contestant)
+        for name in contenders.EAGER:
+            judge.fault_of(name, CONTENDERS[name].make(problem, training))
+        prepared = chosen.make(problem, training)
+        fault = judge.fault_of(contender, prepared)
         assert fault is None, fault
 
         def call() -> None:
-            contestant.run()
+            prepared.run()
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""cuDNN's own fused graphs (conv + bias + ReLU, conv + add + ReLU) through nvidia-cudnn-frontend; called by peers."""
+"""cuDNN's own fused graphs (conv + bias + ReLU, conv + add + ReLU) through nvidia-cudnn-frontend; called by contenders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.problem import Contestant, PlainNetwork, Problem
+from benchmarks.problem import Oracle, Prepared, Problem
 from benchmarks.workloads import Case
 
 
@@ -83,11 +83,11 @@ def _planned(cudnn: Any, problem: Problem, bias: bool, add: bool, relu: bool, ha
     return execute
 
 
-def make(problem: Problem, training: bool) -> Contestant:
+def make(problem: Problem, training: bool) -> Prepared:
     import cudnn  # type: ignore[import-not-found]
 
     case = problem.case
-    network: PlainNetwork = copy.deepcopy(problem.network).to(memory_format=torch.channels_last)
+    network: Oracle = copy.deepcopy(problem.network).to(memory_format=torch.channels_last)
     weights = [layer.weight.detach() for layer in network.layers]
     handle = cudnn.create_handle()
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
@@ -116,4 +116,4 @@ def make(problem: Problem, training: bool) -> Contestant:
             x = iteration(x, inject)
         return x
 
-    return Contestant(problem, network, call, training, torch.channels_last)
+    return Prepared(problem, network, call, training, torch.channels_last)

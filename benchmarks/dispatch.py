@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import rdk
-from benchmarks import environment, measure, peers
+from benchmarks import contenders, environment, measure
 from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.timing import Patience
@@ -132,7 +132,7 @@ def run(
     path = target or path_of(backend, device)
     environment.make_way_for(path)
     patience = Patience(0.25, 3, 30, 1) if quick else Patience(0.5, 5, 50, 1)
-    layout = "channels_last" if peers.native_layout(device) == torch.channels_last else "contiguous"
+    layout = "channels_last" if contenders.native_layout(device) == torch.channels_last else "contiguous"
     records: list[dict[str, Any]] = []
     wrong = 0
     todo = []
@@ -198,12 +198,12 @@ def _measured(
     training: bool,
     patience: Patience,
 ) -> list[Outcome]:
-    contenders = [peers.PEERS[name] for name in (*peers.EAGER, f"rdk {backend}")]
+    compared = contenders.named((*contenders.EAGER, f"rdk {backend}"))
     before = dispatch._cpu_precision
     if arithmetic:
         rdk.set_cpu_precision(arithmetic)
     try:
-        return measure.compare(Problem(case, precision, device), training, contenders, patience)
+        return measure.compare(Problem(case, precision, device), training, compared, patience)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return [Outcome(f"rdk {backend}", "out of memory", note=measure.first_line(error))]
     finally:

@@ -15,11 +15,11 @@ from typing import Protocol
 
 import torch
 
-from benchmarks import agenda, environment, libraries, peers, records, report, standing
+from benchmarks import agenda, contenders, environment, libraries, records, report, standing
 from benchmarks.agenda import Agenda
+from benchmarks.contenders import EAGER
 from benchmarks.environment import ROOT
 from benchmarks.measure import Outcome
-from benchmarks.peers import EAGER
 from benchmarks.records import Record
 from benchmarks.run import lines
 from benchmarks.suites import Task
@@ -232,7 +232,7 @@ def result_of(text: str, status: int | None, seconds: float) -> str:
 
 def _tables(out: Path, deadline: float, given_commit: str | None, say: Callable[[str], None]) -> None:
     """Writes what dispatch reads (rdk/measured) for each of our backends, as far as time allows."""
-    backends = [name for name in peers.ours("cuda") if name != "auto"]
+    backends = [name for name in contenders.ours("cuda") if name != "auto"]
     for number, backend in enumerate(backends):
         seconds = (deadline - time.monotonic()) / (len(backends) - number)
         if seconds < 20:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from benchmarks import check
 from benchmarks.check import Bounds, Errors
-from benchmarks.peers import EAGER
-from benchmarks.problem import Contestant, Problem
+from benchmarks.contenders import EAGER
+from benchmarks.problem import Prepared, Problem
 from rdk import dispatch
 
 
@@ -20,14 +20,14 @@ class Judge:
         self.errors: dict[str, Errors] = {}
         self.whole: dict[str, Tensor] | None = None
 
-    def fault_of(self, name: str, contestant: Contestant) -> str | None:
+    def fault_of(self, name: str, prepared: Prepared) -> str | None:
         """The sentence that says what is wrong with the results; None where nothing is."""
-        self.errors[name] = check.compare(contestant.answers(), self.expected)
+        self.errors[name] = check.compare(prepared.answers(), self.expected)
         bounds = self.bounds_of(name)
         fault = bounds.broken_by(self.errors[name], "float64")
         if fault is not None or len(self.problem.checked) == self.problem.case.batch:
             return fault
-        whole = contestant.answers(whole=True)
+        whole = prepared.answers(whole=True)
         if self.whole is None:
             self.whole = whole
             return None

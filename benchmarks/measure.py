@@ -12,10 +12,10 @@ import torch
 
 from benchmarks import timing
 from benchmarks.check import Errors
+from benchmarks.contenders import Contender, forget_compiled
 from benchmarks.judge import Judge
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import Peer, forget_compiled
-from benchmarks.problem import Contestant, Problem
+from benchmarks.problem import Prepared, Problem
 from benchmarks.timing import Patience, Stopwatch, Timing
 
 BASELINE = "eager"
@@ -65,48 +65,52 @@ def release(device: torch.device) -> None:
 def compare(
     problem: Problem,
     training: bool,
-    peers: Sequence[Peer],
+    contenders: Sequence[Contender],
     patience: Patience = DEFAULT,
     watch: Stopwatch | None = None,
     memory: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
-    """Checks every peer, then times those whose results are right, in turns, and with `memory` measures the peak of each.
+    """Checks every contender, then times those whose results are right, in turns, and with `memory` measures the peak of each.
 
-    The first peer must be eager: its error sets the bounds of the others, and where it fails or is itself wrong nothing is
+    The first contender must be eager: its error sets the bounds of the others, and where it fails or is itself wrong nothing is
     timed. Out of memory, a failed compilation and wrong results are outcomes like any other.
     """
-    if not peers or peers[0].name != BASELINE:
-        raise ValueError(f"the first contender must be {BASELINE!r}, got {[peer.name for peer in peers]}.")
+    if not contenders or contenders[0].name != BASELINE:
+        raise ValueError(
+            f"the first contender must be {BASELINE!r}, got {[contender.name for contender in contenders]}."
+        )
     problem.precision.apply()
     outcomes: dict[str, Outcome] = {}
-    running: dict[str, Contestant] = {}
+    running: dict[str, Prepared] = {}
     try:
         judge = Judge(problem, training)
     except Exception as error:
         status = "out of memory" if is_out_of_memory(error) else "failed"
         note = f"no float64 answers to check against: {first_line(error)}"
-        return [Outcome(peer.name, status, note=note) for peer in peers]
-    for peer in peers:
-        say(f"checking {peer.name}")
-        reason = peer.why_not(problem, training)
+        return [Outcome(contender.name, status, note=note) for contender in contenders]
+    for contender in contenders:
+        say(f"checking {contender.name}")
+        reason = contender.why_not(problem, training)
         if reason is not None:
-            outcomes[peer.name] = Outcome(peer.name, "left out", note=reason)
+            outcomes[contender.name] = Outcome(contender.name, "left out", note=reason)
             continue
         try:
-            contestant = peer.make(problem, training)
-            fault = judge.fault_of(peer.name, contestant)
+            prepared = contender.make(problem, training)
+            fault = judge.fault_of(contender.name, prepared)
         except Exception as error:
-            outcomes[peer.name] = _failure(peer.name, error, say)
+            outcomes[contender.name] = _failure(contender.name, error, say)
             release(problem.device)
         else:
             if fault is None:
-                running[peer.name] = contestant
+                running[contender.name] = prepared
             else:
-                outcomes[peer.name] = Outcome(peer.name, "wrong", errors=judge.errors[peer.name], note=fault)
-        if peer.name == BASELINE and BASELINE not in running:
+                outcomes[contender.name] = Outcome(
+                    contender.name, "wrong", errors=judge.errors[contender.name], note=fault
+                )
+        if contender.name == BASELINE and BASELINE not in running:
             note = f"eager, whose error sets the bounds, did not pass: {outcomes[BASELINE].note}"
-            rest = [Outcome(other.name, "left out", note=note) for other in peers[1:]]
+            rest = [Outcome(other.name, "left out", note=note) for other in contenders[1:]]
             return [outcomes[BASELINE], *rest]
     errors = judge.errors
     del judge
@@ -122,7 +126,7 @@ def compare(
     running.clear()
     forget_compiled()
     release(problem.device)
-    return [outcomes[peer.name] for peer in peers]
+    return [outcomes[contender.name] for contender in contenders]
 
 
 def _failure(name: str, error: Exception, say: Callable[[str], None]) -> Outcome:
@@ -130,17 +134,17 @@ def _failure(name: str, error: Exception, say: Callable[[str], None]) -> Outcome
     return Outcome(name, "out of memory" if is_out_of_memory(error) else "failed", note=first_line(error))
 
 
-def _peak(contestant: Contestant, device: torch.device) -> int | None:
+def _peak(prepared: Prepared, device: torch.device) -> int | None:
     """None for a CUDA graph, whose memory is its own pool, held from capture on."""
-    if contestant.is_replay:
+    if prepared.is_replay:
         return None
-    contestant.forget_gradients()
-    return peak_bytes(contestant.run, device)
+    prepared.forget_gradients()
+    return peak_bytes(prepared.run, device)
 
 
 def _timed(
     problem: Problem,
-    running: dict[str, Contestant],
+    running: dict[str, Prepared],
     outcomes: dict[str, Outcome],
     patience: Patience,
     watch: Stopwatch,
@@ -164,6 +168,6 @@ def _timed(
     return timing.interleave(calls, watch, patience, drop=drop)
 
 
-def _run(running: dict[str, Contestant], name: str) -> None:
+def _run(running: dict[str, Prepared], name: str) -> None:
     """By name, so that one that is dropped is held nowhere and its memory is free."""
     running[name].run()

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from benchmarks import records, report, summary
-from benchmarks.peers import EAGER
+from benchmarks.contenders import EAGER
 from benchmarks.records import Record
 
 MISSING = (summary.NOT_MEASURED, *records.STATUSES)

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks import floors, records, summary
-from benchmarks.peers import EAGER
+from benchmarks.contenders import EAGER
 from benchmarks.problem import PRECISIONS
 from benchmarks.records import Record, Setting
 from benchmarks.summary import Point

@@ -1,4 +1,4 @@
-"""A case with its tensors: weights that keep the state alive, inputs, float64 answers; made by suites, run by peers."""
+"""A case with its tensors: weights that keep the state alive, inputs, float64 answers; made by suites, run by contenders."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ PRECISIONS = {
 }
 
 
-class PlainNetwork(nn.Module):
-    """The loop that a user would write with nn.Conv2d (or nn.Linear) and nn.BatchNorm2d; the peers run it, and float64 answers
-    come from it."""
+class Oracle(nn.Module):
+    """The loop that a user would write with nn.Conv2d (or nn.Linear) and nn.BatchNorm2d, and nothing of rdk: float64 answers come
+    from it, and PyTorch's contenders run it."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -105,8 +105,8 @@ def _product_of(case: Case) -> Product:
 
 
 def gradient_names(network: nn.Module, case: Case) -> dict[str, Tensor]:
-    """The parameters of a PlainNetwork or of an rdk module under one set of names."""
-    if isinstance(network, PlainNetwork):
+    """The parameters of an Oracle or of an rdk module under one set of names."""
+    if isinstance(network, Oracle):
         layers = network.layers
         found = {f"weight {s}": layer.weight for s, layer in enumerate(layers)}
         found |= {f"bias {s}": layer.bias for s, layer in enumerate(layers) if layer.bias is not None}
@@ -124,7 +124,7 @@ def gradient_names(network: nn.Module, case: Case) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _initialise(network: PlainNetwork, x: Tensor) -> None:
+def _initialise(network: Oracle, x: Tensor) -> None:
     """Weights under which the state neither dies out nor overflows in any number of iterations (zeros would run faster).
 
     PyTorch's own initialisation shrinks a map about sixfold per convolution. Here one convolution keeps its input's size (He
@@ -166,7 +166,7 @@ class Problem:
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = PlainNetwork(case)
+            network = Oracle(case)
             drawn = torch.randn(case.shape, generator=generator).relu_()
             _initialise(network, drawn)
         self.network = network.to(device, precision.dtype)
@@ -193,7 +193,7 @@ class Problem:
 
     def answers(self, training: bool) -> dict[str, Tensor]:
         """The float64 results on the checked images: output and, for training, every gradient."""
-        network = PlainNetwork(self.case).to(self.device, torch.float64)
+        network = Oracle(self.case).to(self.device, torch.float64)
         network.load_state_dict(self.network.state_dict())
         network.train(training)
         images = self.checked
@@ -222,8 +222,8 @@ def _gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-class Contestant:
-    """One network ready to run a problem: its leaves, and the functions that are timed. Made by the peers."""
+class Prepared:
+    """One network ready to run a problem: its leaves, and the functions that are timed. Made by the contenders."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class Contestant:
             self.inject = problem.inject.clone(memory_format=memory_format).requires_grad_(training)
         self.upstream = problem.upstream.clone(memory_format=memory_format)
         self.parameters = list(network.parameters())
-        self.step: Callable[[], Tensor] = self._once  # a peer may put a CUDA graph's replay here
+        self.step: Callable[[], Tensor] = self._once  # a contender may put a CUDA graph's replay here
 
     @property
     def is_replay(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks import floors, measure, peers
+from benchmarks import contenders, floors, measure
+from benchmarks.contenders import CONTENDERS
 from benchmarks.judge import Judge
-from benchmarks.problem import PRECISIONS, Contestant, Problem
+from benchmarks.problem import PRECISIONS, Prepared, Problem
 from benchmarks.suites import QUICK_STEP_SECONDS, Executor
 from benchmarks.timing import Patience, interleave, stopwatch
 from benchmarks.workloads import Workload
@@ -36,7 +37,7 @@ def run(
     precision_name: str,
     iterations: int | None,
     batch: int | None,
-    contenders: Sequence[str] | None,
+    names: Sequence[str] | None,
     forward: bool,
     say: Callable[[str], None] = print,
 ) -> int:
@@ -51,7 +52,7 @@ def run(
         if reason is not None:
             raise ValueError(f"{case.label}: {reason}; give --iterations or another workload.")
     precision.apply()
-    names = contenders or ["eager channels_last", f"rdk {peers.ours(device.type)[0]}"]
+    names = names or ["eager channels_last", f"rdk {contenders.ours(device.type)[0]}"]
     problem = Problem(case, precision, device)
     floor = floors.floor(case, training, precision.dtype.itemsize)
     ceilings = floors.measure_ceilings(device, precision)
@@ -68,52 +69,52 @@ def run(
     running, wrong = checked(problem, training, names, say)
     watch = stopwatch(device)
     timings = interleave({name: one.run for name, one in running.items()}, watch, Patience(2.0, 5, 50, 0))
-    for name, contestant in running.items():
+    for name, prepared in running.items():
         median = timings[name].median
         achieved = floor.flop / (median / 1e3)
         say(
             f"\n{name}: median {median:.3f} ms of {timings[name].samples}, {median / least:.2f} times the floor, "
             f"{achieved / 1e12:.3g} TFLOP/s"
         )
-        table(kernels(contestant, device), say)
+        table(kernels(prepared, device), say)
     return 1 if wrong else 0
 
 
 def checked(
     problem: Problem, training: bool, names: Sequence[str], say: Callable[[str], None]
-) -> tuple[dict[str, Contestant], bool]:
+) -> tuple[dict[str, Prepared], bool]:
     """The contenders whose results are right, ready to run, and whether one of them was wrong."""
     judge = Judge(problem, training)
-    for name in peers.EAGER:
-        judge.fault_of(name, peers.PEERS[name].make(problem, training))
-    running: dict[str, Contestant] = {}
+    for name in contenders.EAGER:
+        judge.fault_of(name, CONTENDERS[name].make(problem, training))
+    running: dict[str, Prepared] = {}
     wrong = False
-    for peer in peers.named(names):
-        reason = peer.why_not(problem, training)
+    for contender in contenders.named(names):
+        reason = contender.why_not(problem, training)
         if reason is not None:
-            say(f"{peer.name} is left out: {reason}")
+            say(f"{contender.name} is left out: {reason}")
             continue
         try:
-            contestant = peer.make(problem, training)
-            fault = judge.fault_of(peer.name, contestant)
+            prepared = contender.make(problem, training)
+            fault = judge.fault_of(contender.name, prepared)
         except Exception as error:
-            say(f"{peer.name} failed: {measure.first_line(error)}")
+            say(f"{contender.name} failed: {measure.first_line(error)}")
             continue
         if fault is None:
-            running[peer.name] = contestant
+            running[contender.name] = prepared
         else:
-            say(f"{peer.name} is wrong, so it is not timed: {fault}")
+            say(f"{contender.name} is wrong, so it is not timed: {fault}")
             wrong = True
     return running, wrong
 
 
-def kernels(contestant: Contestant, device: torch.device) -> list[Kernel]:
+def kernels(prepared: Prepared, device: torch.device) -> list[Kernel]:
     """The kernels of one step by total time, from STEPS steps."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    contestant.run()
+    prepared.run()
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(STEPS):
-            contestant.run()
+            prepared.run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     on_gpu = device.type == "cuda"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.peers import EAGER
+from benchmarks.contenders import EAGER
 from benchmarks.records import Record
 from benchmarks.suites import Executor, Task
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment, floors, measure, peers, records
+from benchmarks import contenders, environment, floors, measure, records
+from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.records import Record
@@ -69,10 +70,10 @@ class Task:
         return cls(**(found | {"case": case, "contenders": tuple(found["contenders"])}))
 
 
-def contenders(device_type: str, training: bool, quick: bool, case: Case) -> tuple[str, ...]:
+def contender_names(device_type: str, training: bool, quick: bool, case: Case) -> tuple[str, ...]:
     """Everyone who takes part in a comparison, eager first, rdk last."""
-    ours = peers.ours(device_type)
-    found = [*peers.EAGER]
+    ours = contenders.ours(device_type)
+    found = [*contenders.EAGER]
     compiles = not quick or case.convolutions <= 20
     if device_type == "cuda":
         found += ["eager graph"]
@@ -109,7 +110,7 @@ def plan_workloads(
                         precision,
                         case,
                         pass_name,
-                        contenders(device_type, training, quick, case),
+                        contender_names(device_type, training, quick, case),
                         "quick" if quick else "full",
                         memory=training or (pass_name == "rollout" and device_type == "cuda"),
                     )
@@ -130,8 +131,8 @@ def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
     cases += [replace(base, batch=count) for count in batches]
     cases += [replace(base, channels=count) for count in channels]
     cases += [replace(base, height=size, width=size) for size in maps]
-    ours = [f"rdk {name}" for name in peers.ours(device_type)]
-    names = (*peers.EAGER, "checkpoint", *ours, *(f"{name} sqrt" for name in ours))
+    ours = [f"rdk {name}" for name in contenders.ours(device_type)]
+    names = (*contenders.EAGER, "checkpoint", *ours, *(f"{name} sqrt" for name in ours))
     unique = dict.fromkeys(cases)
     patience = "quick" if quick else "full"
     return [Task("curves", precision, case, "training", names, patience, memory=True) for case in unique]
@@ -139,18 +140,18 @@ def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
 
 def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> list[Task]:
     """The shapes of CPU steps, with their whole batches, as inference and as a training step against eager and torch.compile."""
-    ours = [f"rdk {name}" for name in peers.ours(device_type)]
+    ours = [f"rdk {name}" for name in contenders.ours(device_type)]
     tasks = []
     for precision, case in itertools.product(precisions, (*CPU_SHAPES, *MAZE_SHAPES, *TINY_SHAPES)):
         for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
-            names = (*peers.EAGER, compiled, *ours)
+            names = (*contenders.EAGER, compiled, *ours)
             tasks.append(Task("shapes", precision, case, pass_name, names, "quick" if quick else "full"))
     return tasks
 
 
 def plan_linear(device_type: str, precisions: Sequence[str], quick: bool) -> list[Task]:
     """Repeated linear layers, which `auto` leaves to PyTorch's matrix product on a CPU: what that costs beside the plain loop."""
-    ours = dict.fromkeys(f"rdk {name}" for name in ("eager", *peers.ours(device_type), "auto"))
+    ours = dict.fromkeys(f"rdk {name}" for name in ("eager", *contenders.ours(device_type), "auto"))
     tasks = []
     for precision, case in itertools.product(precisions, LINEAR_SHAPES):
         for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
@@ -187,7 +188,7 @@ class Executor:
             outcomes = measure.compare(
                 problem,
                 training,
-                peers.named(task.contenders),
+                contenders.named(task.contenders),
                 PATIENCE[task.patience],
                 memory=task.memory,
                 say=self.say,
@@ -233,10 +234,10 @@ class Executor:
         return self._rates[key] / 2 * case.iterations / few.iterations
 
     def _step_seconds(self, case: Case, precision: Precision, training: bool) -> float:
-        contestant = peers.PEERS["eager"].make(Problem(case, precision, self.device), training)
-        contestant.run()
+        prepared = CONTENDERS["eager"].make(Problem(case, precision, self.device), training)
+        prepared.run()
         began = time.perf_counter()
-        contestant.run()
+        prepared.run()
         return time.perf_counter() - began
 
     def _records(self, task: Task, case: Case, uncut: int, outcomes: Sequence[Outcome]) -> list[Record]:

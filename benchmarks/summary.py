@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from benchmarks import records
-from benchmarks.peers import EAGER
+from benchmarks.contenders import EAGER
 from benchmarks.records import Record, Setting
 from benchmarks.workloads import CURVE_BASE, WORKLOADS, Case
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import peers
+from benchmarks import contenders
 from benchmarks.conftest import DEVICE
 from benchmarks.workloads import WORKLOADS, Case
 
@@ -16,10 +16,10 @@ CASES = [
     for case in workload.cases(headline_only=True)
     for pass_name in workload.passes
 ]
-CONTENDERS = [*peers.EAGER, *(f"rdk {name}" for name in peers.ours(DEVICE.type))]
+NAMES = [*contenders.EAGER, *(f"rdk {name}" for name in contenders.ours(DEVICE.type))]
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("contender", NAMES)
 @pytest.mark.parametrize("case, pass_name", CASES)
 def test_speed(timed: Callable[[Case, str, str], None], case: Case, pass_name: str, contender: str) -> None:
     timed(case, pass_name, contender)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmarks import peers
-from benchmarks.peers import Peer
-from benchmarks.problem import PRECISIONS, Contestant, Problem
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.problem import PRECISIONS, Prepared, Problem
 from benchmarks.timing import Patience
 from benchmarks.workloads import Case
 
@@ -33,38 +32,38 @@ def switches() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
-def broken(name: str, change: Callable[[Contestant], None]) -> Peer:
+def broken(name: str, change: Callable[[Prepared], None]) -> Contender:
     """Eager with a fault built in."""
 
-    def make(problem: Problem, training: bool) -> Contestant:
-        contestant = peers.PEERS["eager"].make(problem, training)
-        change(contestant)
-        return contestant
+    def make(problem: Problem, training: bool) -> Prepared:
+        prepared = CONTENDERS["eager"].make(problem, training)
+        change(prepared)
+        return prepared
 
-    return Peer(name, make)
-
-
-def wrong_output(contestant: Contestant) -> None:
-    network = contestant.network
-    contestant.call = lambda x, **kw: network(x, **kw) * 1.001
+    return Contender(name, make)
 
 
-def wrong_gradient(contestant: Contestant) -> None:
-    contestant.parameters[0].register_hook(lambda gradient: gradient * 1.2)
+def wrong_output(prepared: Prepared) -> None:
+    network = prepared.network
+    prepared.call = lambda x, **kw: network(x, **kw) * 1.001
 
 
-def nan_output(contestant: Contestant) -> None:
-    network = contestant.network
-    contestant.call = lambda x, **kw: network(x, **kw) * float("nan")
+def wrong_gradient(prepared: Prepared) -> None:
+    prepared.parameters[0].register_hook(lambda gradient: gradient * 1.2)
 
 
-def writes_its_input(contestant: Contestant) -> None:
-    network = contestant.network
-    contestant.call = lambda x, **kw: network(x.detach().zero_(), **kw)
+def nan_output(prepared: Prepared) -> None:
+    network = prepared.network
+    prepared.call = lambda x, **kw: network(x, **kw) * float("nan")
 
 
-def raising(error: BaseException) -> Peer:
-    def make(problem: Problem, training: bool) -> Contestant:
+def writes_its_input(prepared: Prepared) -> None:
+    network = prepared.network
+    prepared.call = lambda x, **kw: network(x.detach().zero_(), **kw)
+
+
+def raising(error: BaseException) -> Contender:
+    def make(problem: Problem, training: bool) -> Prepared:
         raise error
 
-    return Peer("rdk broken", make)
+    return Contender("rdk broken", make)

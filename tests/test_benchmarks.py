@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import floors, timing, workloads
-from benchmarks.problem import PRECISIONS, PlainNetwork, Problem
+from benchmarks.problem import PRECISIONS, Oracle, Problem
 from benchmarks.timing import Patience, Timing
 from benchmarks.workloads import Case
 from rdk import dispatch as rdk_dispatch
@@ -190,9 +190,9 @@ def test_floors() -> None:
     assert floors.floor(workloads.WORKLOADS["W1"].case(1), False, 2).bytes / 4.3e12 == pytest.approx(6.0e-6, rel=0.02)
 
 
-def test_the_plain_network_is_its_own_oracle() -> None:
+def test_the_oracle_is_plain_pytorch() -> None:
     """The float64 answers come from nn.Conv2d and nn.BatchNorm2d, not from rdk."""
-    network: Any = PlainNetwork(RECALL)
+    network: Any = Oracle(RECALL)
     assert {type(module).__module__.split(".")[0] for module in network.modules()} == {"benchmarks", "torch"}
     problem = Problem(RECALL, FP32, CPU)
     h = problem.x.double()

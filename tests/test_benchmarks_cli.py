@@ -14,7 +14,8 @@ import torch
 from benchmark_cases import CPU, broken, switches, wrong_output
 from test_benchmarks_gpu import TINY, task
 
-from benchmarks import cli, gpu, records, run, suites
+from benchmarks import cli, gpu, records, run
+from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import ROOT
 from benchmarks.suites import Executor
 
@@ -45,7 +46,7 @@ def test_a_shape_that_does_not_fit_is_a_row(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_wrong_result_of_ours_is_the_runs_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(suites.peers.PEERS, "rdk eager", broken("rdk eager", wrong_output))
+    monkeypatch.setitem(CONTENDERS, "rdk eager", broken("rdk eager", wrong_output))
     said: list[str] = []
     assert run.carry_out([task("a", 1)], Executor(CPU, quick=True), tmp_path / "r.jsonl", said.append) == 1
     line = next(text for text in said if "rdk eager" in text)

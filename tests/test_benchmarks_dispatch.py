@@ -11,7 +11,8 @@ import pytest
 import torch
 from benchmark_cases import CONV, CPU, FP32, NORM, RESIDUAL, broken, switches, wrong_output
 
-from benchmarks import dispatch, environment, measure, peers, suites, workloads
+from benchmarks import dispatch, environment, measure, suites, workloads
+from benchmarks.contenders import CONTENDERS
 from rdk import functional, measured
 
 assert switches  # a fixture of every test here
@@ -119,7 +120,7 @@ def test_a_table_that_cannot_be_written_is_not_measured(tmp_path: Path, monkeypa
 
 
 def test_a_wrong_backend_gets_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(peers.PEERS, "rdk eager", broken("rdk eager", wrong_output))
+    monkeypatch.setitem(CONTENDERS, "rdk eager", broken("rdk eager", wrong_output))
     said: list[str] = []
     assert dispatch.run("eager", CPU, ["fp32"], True, said.append, [CONV], tmp_path / "table.json") == 1
     assert not (tmp_path / "table.json").exists()

@@ -237,7 +237,7 @@ def test_control_c_ends_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(libraries, "build", lambda *a: None)
     monkeypatch.setattr(libraries, "logged", lambda command, *a, **kw: pytest.fail(f"{command} was started"))
     monkeypatch.setattr(gpu, "TEST_PACKAGES", ("no_such_package",))
-    monkeypatch.setattr(gpu.peers, "ours", lambda device_type: ["triton"])
+    monkeypatch.setattr(gpu.contenders, "ours", lambda device_type: ["triton"])
     monkeypatch.setattr(gpu, "Worker", Interrupted)
     monkeypatch.setenv("RDK_LIBRARY_FOLDER", "auto")
     assert cli.main(["gpu", "--out", str(tmp_path), "--minutes", "8"]) == 130

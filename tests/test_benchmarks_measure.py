@@ -26,10 +26,11 @@ from benchmark_cases import (
     wrong_output,
 )
 
-from benchmarks import check, measure, peers
+from benchmarks import check, contenders, measure
 from benchmarks.check import Errors
+from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import Outcome
-from benchmarks.problem import PRECISIONS, Contestant, Problem
+from benchmarks.problem import PRECISIONS, Prepared, Problem
 from benchmarks.timing import Timing
 from benchmarks.workloads import Case
 
@@ -49,7 +50,7 @@ class Once:
 def test_every_contender_of_the_cpu_gives_the_float64_answers(case: Case, training: bool) -> None:
     problem = Problem(case.with_batch(6), FP32, CPU)
     names = ["eager", "eager channels_last", "checkpoint", "checkpoint sqrt", "rdk auto", "rdk eager", "rdk eager sqrt"]
-    outcomes = {o.contender: o for o in measure.compare(problem, training, peers.named(names), ONCE)}
+    outcomes = {o.contender: o for o in measure.compare(problem, training, contenders.named(names), ONCE)}
     for name, outcome in outcomes.items():
         if not training and (name.startswith("checkpoint") or name.endswith("sqrt")):
             assert outcome.status == "left out" and "training" in outcome.note
@@ -63,7 +64,7 @@ def test_every_contender_of_the_cpu_gives_the_float64_answers(case: Case, traini
 def test_compiled_contenders_of_the_cpu(training: bool) -> None:
     torch.use_deterministic_algorithms(False)
     names = ["eager", "compile", "max-autotune", "compile frozen", "compile budget"]
-    for outcome in measure.compare(Problem(RECALL, FP32, CPU), training, peers.named(names), ONCE):
+    for outcome in measure.compare(Problem(RECALL, FP32, CPU), training, contenders.named(names), ONCE):
         expected = "left out" if outcome.contender == ("compile frozen" if training else "compile budget") else "ok"
         assert outcome.status == expected, outcome
 
@@ -72,62 +73,66 @@ def test_compiled_contenders_of_the_cpu(training: bool) -> None:
 def test_frozen_weights_are_constants_and_no_contender_runs_another_ones_graph() -> None:
     torch.use_deterministic_algorithms(False)
     problem = Problem(CONV, FP32, CPU)
-    plain, frozen = (peers.PEERS[name].make(problem, False) for name in ("compile", "compile frozen"))
-    for contestant, changes in ((plain, True), (frozen, False)):
-        before = contestant.run().clone()
+    plain, frozen = (CONTENDERS[name].make(problem, False) for name in ("compile", "compile frozen"))
+    for prepared, changes in ((plain, True), (frozen, False)):
+        before = prepared.run().clone()
         with torch.no_grad():
-            contestant.parameters[0].zero_()
-        assert contestant.run().equal(before) != changes
-    left_out = measure.compare(problem, True, peers.named(["eager", "compile frozen"]), ONCE)[1]
+            prepared.parameters[0].zero_()
+        assert prepared.run().equal(before) != changes
+    left_out = measure.compare(problem, True, contenders.named(["eager", "compile frozen"]), ONCE)[1]
     assert left_out.status == "left out" and "frozen weights cannot be trained" in left_out.note
-    peers.forget_compiled()
+    contenders.forget_compiled()
 
 
 @pytest.mark.slow
 def test_deep_networks_are_compiled_one_iteration_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(False)
-    monkeypatch.setattr(peers, "COMPILED_WHOLE", 4)
-    eager, compiled = measure.compare(Problem(RESIDUAL, FP32, CPU), True, peers.named(["eager", "compile"]), ONCE)
+    monkeypatch.setattr(contenders, "COMPILED_WHOLE", 4)
+    eager, compiled = measure.compare(Problem(RESIDUAL, FP32, CPU), True, contenders.named(["eager", "compile"]), ONCE)
     assert eager.status == compiled.status == "ok", compiled
-    left_out = measure.compare(Problem(NORM, FP32, CPU), True, peers.named(["eager", "compile"]), ONCE)[1]
+    left_out = measure.compare(Problem(NORM, FP32, CPU), True, contenders.named(["eager", "compile"]), ONCE)[1]
     assert left_out.status == "left out" and "a norm differs per iteration" in left_out.note
 
 
 @pytest.mark.parametrize("change", [wrong_output, nan_output, writes_its_input])
-def test_a_wrong_output_is_never_timed(change: Callable[[Contestant], None]) -> None:
-    contenders = [peers.PEERS["eager"], broken("rdk broken", change), peers.PEERS["eager channels_last"]]
-    eager, wrong, other = measure.compare(Problem(CONV, FP32, CPU), False, contenders, ONCE)
+def test_a_wrong_output_is_never_timed(change: Callable[[Prepared], None]) -> None:
+    compared = [
+        CONTENDERS["eager"],
+        broken("rdk broken", change),
+        CONTENDERS["eager channels_last"],
+    ]
+    eager, wrong, other = measure.compare(Problem(CONV, FP32, CPU), False, compared, ONCE)
     assert eager.status == other.status == "ok"
     assert wrong.status == "wrong" and wrong.timing is None and wrong.peak_bytes is None
     assert "the output differs from float64 by" in wrong.note
 
 
 def test_a_wrong_gradient_is_never_timed() -> None:
-    contenders = [peers.PEERS["eager"], broken("rdk broken", wrong_gradient)]
-    _, forward = measure.compare(Problem(RESIDUAL, FP32, CPU), False, contenders, ONCE)
-    _, training = measure.compare(Problem(RESIDUAL, FP32, CPU), True, contenders, ONCE)
+    compared = [CONTENDERS["eager"], broken("rdk broken", wrong_gradient)]
+    _, forward = measure.compare(Problem(RESIDUAL, FP32, CPU), False, compared, ONCE)
+    _, training = measure.compare(Problem(RESIDUAL, FP32, CPU), True, compared, ONCE)
     assert forward.status == "ok"
     assert (
         training.status == "wrong" and "the gradient of weight 0 differs" in training.note and training.timing is None
     )
 
 
-def scaled(factor: float) -> Callable[[Contestant], None]:
-    return lambda contestant: contestant.parameters[0].register_hook(lambda gradient: gradient * factor) and None
+def scaled(factor: float) -> Callable[[Prepared], None]:
+    return lambda prepared: prepared.parameters[0].register_hook(lambda gradient: gradient * factor) and None
 
 
-def only_the_checked_images(contestant: Contestant) -> None:
-    network, images = contestant.network, torch.tensor(contestant.problem.checked)
+def only_the_checked_images(prepared: Prepared) -> None:
+    network, images = prepared.network, torch.tensor(prepared.problem.checked)
 
     def call(x: torch.Tensor) -> torch.Tensor:
         return (x * 1.0).index_copy(0, images, network(x[images]))
 
-    contestant.call = call
+    prepared.call = call
 
 
-def the_whole_batchs_gradient(contestant: Contestant) -> None:
+def the_whole_batchs_gradient(prepared: Prepared) -> None:
     """Right under the check's upstream, which is zero for most images, and wrong under the one that is timed."""
-    contestant.parameters[0].register_hook(lambda g: g * (1.0 if (contestant.upstream[2] == 0).all() else 1.05))
+    prepared.parameters[0].register_hook(lambda g: g * (1.0 if (prepared.upstream[2] == 0).all() else 1.05))
 
 
 @pytest.mark.parametrize(
@@ -141,10 +146,10 @@ def the_whole_batchs_gradient(contestant: Contestant) -> None:
     ],
 )
 def test_the_gate_holds_back_what_is_wrong_in_part(
-    precision: str, change: Callable[[Contestant], None], fault: str
+    precision: str, change: Callable[[Prepared], None], fault: str
 ) -> None:
     problem = Problem(Case("grid", "residual", 8, 16, 8, 8, 3), PRECISIONS[precision], CPU)
-    outcomes = measure.compare(problem, True, [peers.PEERS["eager"], broken("rdk broken", change)], ONCE)
+    outcomes = measure.compare(problem, True, [CONTENDERS["eager"], broken("rdk broken", change)], ONCE)
     assert outcomes[0].status == "ok" and outcomes[1].status == "wrong" and fault in outcomes[1].note, outcomes[1]
 
 
@@ -158,7 +163,7 @@ def test_the_gate_lets_right_contenders_through_whatever_the_draw(case: Case, pr
     names = ["eager", "eager channels_last", "rdk eager", "rdk eager sqrt", "rdk cpu", "checkpoint"]
     for seed in range(8):
         problem = Problem(case, PRECISIONS[precision], CPU, seed)
-        for outcome in measure.compare(problem, True, peers.named(names), ONCE):
+        for outcome in measure.compare(problem, True, contenders.named(names), ONCE):
             assert outcome.status in ("ok", "left out"), (seed, outcome)
 
 
@@ -180,8 +185,8 @@ def test_the_gate_lets_right_contenders_through_whatever_the_draw(case: Case, pr
     ],
 )
 def test_a_contender_that_fails_is_recorded_and_the_rest_goes_on(error: Exception, status: str, note: str) -> None:
-    contenders = [peers.PEERS["eager"], raising(error), peers.PEERS["rdk eager"]]
-    eager, failed, other = measure.compare(Problem(CONV, FP32, CPU), True, contenders, ONCE)
+    compared = [CONTENDERS["eager"], raising(error), CONTENDERS["rdk eager"]]
+    eager, failed, other = measure.compare(Problem(CONV, FP32, CPU), True, compared, ONCE)
     assert eager.status == other.status == "ok"
     assert failed.status == status and failed.note.startswith(note) and "trace" not in failed.note
 
@@ -191,14 +196,14 @@ def test_a_contender_that_fails_while_it_is_timed_leaves_the_others_their_figure
     """2 calls: the check's and the warm-up's; the next are the rounds'; of 4 rounds' calls the last measures memory."""
     left = iter([None] * calls)
 
-    def fails_late(contestant: Contestant) -> None:
-        network = contestant.network
-        contestant.call = lambda x: network(x) if next(left, 1) is None else 1 / 0
+    def fails_late(prepared: Prepared) -> None:
+        network = prepared.network
+        prepared.call = lambda x: network(x) if next(left, 1) is None else 1 / 0
 
-    contenders = [peers.PEERS["eager"], broken("rdk broken", fails_late), peers.PEERS["rdk eager"]]
+    compared = [CONTENDERS["eager"], broken("rdk broken", fails_late), CONTENDERS["rdk eager"]]
     said: list[str] = []
     problem = Problem(CONV, FP32, CPU)
-    found = measure.compare(problem, True, contenders, ONCE, Once(), memory=True, say=said.append)
+    found = measure.compare(problem, True, compared, ONCE, Once(), memory=True, say=said.append)
     assert [o.status for o in found] == ["ok", "failed", "ok"] and found[
         1
     ].note == "ZeroDivisionError: division by zero"
@@ -208,13 +213,13 @@ def test_a_contender_that_fails_while_it_is_timed_leaves_the_others_their_figure
 def test_nothing_is_timed_beside_an_eager_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = dataclasses.replace(broken("eager", wrong_output))
     monkeypatch.setitem(check.EAGER_LIMIT, "fp32", 1e-7)
-    eager, other = measure.compare(Problem(CONV, FP32, CPU), False, [bad, peers.PEERS["rdk eager"]], ONCE)
+    eager, other = measure.compare(Problem(CONV, FP32, CPU), False, [bad, CONTENDERS["rdk eager"]], ONCE)
     assert eager.status == "wrong" and other.status == "left out" and "did not pass" in other.note
 
 
 def test_a_comparison_starts_with_eager() -> None:
     with pytest.raises(ValueError, match="the first contender must be 'eager'"):
-        measure.compare(Problem(CONV, FP32, CPU), False, [peers.PEERS["rdk eager"]])
+        measure.compare(Problem(CONV, FP32, CPU), False, [CONTENDERS["rdk eager"]])
 
 
 def test_an_outcome_has_a_timing_exactly_when_it_is_ok() -> None:
@@ -252,7 +257,7 @@ def test_errors_of_a_vanishing_gradient_are_measured_against_the_others() -> Non
 
 def test_memory_is_measured_of_training_steps() -> None:
     outcomes = measure.compare(
-        Problem(CONV, FP32, CPU), True, peers.named(["eager", "rdk eager sqrt"]), ONCE, memory=True
+        Problem(CONV, FP32, CPU), True, contenders.named(["eager", "rdk eager sqrt"]), ONCE, memory=True
     )
     state = 4 * CONV.map_elements
     assert all(o.peak_bytes and 3 * state < o.peak_bytes < 60 * state for o in outcomes), outcomes

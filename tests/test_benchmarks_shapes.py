@@ -10,7 +10,8 @@ import pytest
 import torch
 from benchmark_cases import CPU, FP32, ONCE, broken, switches, wrong_output
 
-from benchmarks import cli, measure, peers, records, suites, workloads
+from benchmarks import cli, contenders, measure, records, suites, workloads
+from benchmarks.contenders import CONTENDERS
 from benchmarks.problem import Problem
 from benchmarks.suites import Task
 from benchmarks.workloads import Case
@@ -52,15 +53,15 @@ def test_the_plan_of_linear_layers() -> None:
 def test_linear_layers_are_checked_like_maps(training: bool, norm: bool) -> None:
     case = Case("grid", "linear", 6, 16, 1, 1, 3, norm=norm)
     names = ["eager", "eager channels_last", "rdk eager", "rdk auto", "rdk cpu", "checkpoint"]
-    outcomes = {o.contender: o for o in measure.compare(Problem(case, FP32, CPU), training, peers.named(names), ONCE)}
+    outcomes = {
+        o.contender: o for o in measure.compare(Problem(case, FP32, CPU), training, contenders.named(names), ONCE)
+    }
     assert [name for name, o in outcomes.items() if o.status == "ok"] == [
         "eager", "rdk eager", "rdk auto", *(["checkpoint"] if training else [])
     ]  # fmt: skip
     assert outcomes["eager channels_last"].note == "only maps have another memory layout"
     assert outcomes["rdk cpu"].status == "left out"
-    wrong = measure.compare(
-        Problem(case, FP32, CPU), False, [peers.PEERS["eager"], broken("rdk x", wrong_output)], ONCE
-    )
+    wrong = measure.compare(Problem(case, FP32, CPU), False, [CONTENDERS["eager"], broken("rdk x", wrong_output)], ONCE)
     assert wrong[1].status == "wrong"
 
 

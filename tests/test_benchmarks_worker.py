@@ -15,14 +15,14 @@ import torch
 from benchmark_cases import CPU, raising, switches
 from test_benchmarks_gpu import task
 
-from benchmarks import libraries, records, suites, worker
-from benchmarks.peers import PEERS, Peer
-from benchmarks.problem import Contestant, Problem
+from benchmarks import libraries, records, worker
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.problem import Prepared, Problem
 from benchmarks.suites import Executor
 
 assert switches  # a fixture of every test here
 
-EAGER_MAKE = PEERS["eager"].make
+EAGER_MAKE = CONTENDERS["eager"].make
 
 
 def test_the_worker_answers_each_task_with_records(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_the_worker_answers_each_task_with_records(tmp_path: Path) -> None:
 def test_a_broken_device_names_its_contender_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaking = Peer("rdk eager", raising(RuntimeError("an illegal memory access was encountered")).make)
-    monkeypatch.setitem(suites.peers.PEERS, "rdk eager", breaking)
+    breaking = Contender("rdk eager", raising(RuntimeError("an illegal memory access was encountered")).make)
+    monkeypatch.setitem(CONTENDERS, "rdk eager", breaking)
     monkeypatch.setattr(worker, "_device_is_broken", lambda device: True)
     out, path = io.StringIO(), tmp_path / "r.jsonl"
     assert worker.serve([json.dumps(task("a", 1).as_json())] * 2, Executor(CPU, quick=True), path, out) == 1
@@ -55,31 +55,31 @@ def test_the_contender_that_fails_first_is_the_one_that_broke_the_device(
     """After an illegal access every call raises, also of those whose results were right."""
     is_broken = [False]
 
-    def make(problem: Problem, training: bool) -> Contestant:
-        contestant = EAGER_MAKE(problem, training)
-        once = contestant.step
+    def make(problem: Problem, training: bool) -> Prepared:
+        prepared = EAGER_MAKE(problem, training)
+        once = prepared.step
 
         def step() -> torch.Tensor:
             if is_broken[0]:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             return once()
 
-        contestant.step = step
-        return contestant
+        prepared.step = step
+        return prepared
 
-    def breaking(problem: Problem, training: bool) -> Contestant:
-        contestant = make(problem, training)
+    def breaking(problem: Problem, training: bool) -> Prepared:
+        prepared = make(problem, training)
         calls = iter([False, False, False])
 
         def step() -> torch.Tensor:
             is_broken[0] = next(calls, True)
-            return contestant._once() if not is_broken[0] else contestant.problem.x / "illegal"  # type: ignore[operator]
+            return prepared._once() if not is_broken[0] else prepared.problem.x / "illegal"  # type: ignore[operator]
 
-        contestant.step = step
-        return contestant
+        prepared.step = step
+        return prepared
 
-    monkeypatch.setitem(suites.peers.PEERS, "eager", Peer("eager", make))
-    monkeypatch.setitem(suites.peers.PEERS, "rdk eager", Peer("rdk eager", breaking))
+    monkeypatch.setitem(CONTENDERS, "eager", Contender("eager", make))
+    monkeypatch.setitem(CONTENDERS, "rdk eager", Contender("rdk eager", breaking))
     monkeypatch.setattr(worker, "_device_is_broken", lambda device: is_broken[0])
     out, path = io.StringIO(), tmp_path / "r.jsonl"
     assert worker.serve([json.dumps(task("a", 1).as_json())], Executor(CPU, quick=True), path, out) == 1

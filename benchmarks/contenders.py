@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rdk
 from benchmarks import cudnn_graphs
-from benchmarks.problem import Contestant, PlainNetwork, Problem
+from benchmarks.problem import Oracle, Prepared, Problem
 from rdk import dispatch, measured
 
 EAGER = ("eager", "eager channels_last")
@@ -25,12 +25,12 @@ BACKENDS = ("eager", "cpu", "triton", "cuda")
 # beyond this many convolutions a user compiles one iteration and loops; the whole would compile for minutes
 COMPILED_WHOLE = 80
 
-Make = Callable[[Problem, bool], Contestant]
+Make = Callable[[Problem, bool], Prepared]
 Reason = Callable[[Problem, bool], str | None]
 
 
 @dataclass(frozen=True)
-class Peer:
+class Contender:
     """A way to run a problem. `make` prepares it, compilation included; `why_not` says why it is left out, or None; `about`
     is what `list` shows beside a name that does not speak for itself."""
 
@@ -45,14 +45,14 @@ def native_layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def _plain(problem: Problem, memory_format: torch.memory_format) -> PlainNetwork:
+def _plain(problem: Problem, memory_format: torch.memory_format) -> Oracle:
     return copy.deepcopy(problem.network).to(memory_format=memory_format)
 
 
 def _eager(memory_format: torch.memory_format) -> Make:
-    def make(problem: Problem, training: bool) -> Contestant:
+    def make(problem: Problem, training: bool) -> Prepared:
         network = _plain(problem, memory_format)
-        return Contestant(problem, network, network, training, memory_format)
+        return Prepared(problem, network, network, training, memory_format)
 
     return make
 
@@ -60,7 +60,7 @@ def _eager(memory_format: torch.memory_format) -> Make:
 def _checkpointed(segment: Callable[[int], int]) -> Make:
     """torch.utils.checkpoint around segments of as many iterations as `segment` says for n."""
 
-    def make(problem: Problem, training: bool) -> Contestant:
+    def make(problem: Problem, training: bool) -> Prepared:
         layout = native_layout(problem.device)
         network, total = _plain(problem, layout), problem.case.iterations
         length = segment(total)
@@ -75,7 +75,7 @@ def _checkpointed(segment: Callable[[int], int]) -> Make:
                 x = checkpoint(some, x, first, inject, use_reentrant=False)
             return x
 
-        return Contestant(problem, network, call, training, layout)
+        return Prepared(problem, network, call, training, layout)
 
     return make
 
@@ -84,7 +84,7 @@ def _compiled(mode: str | None, budget: float | None = None, frozen: bool = Fals
     """torch.compile, every graph whole; with `budget` inductor's activation memory budget, a fraction of what it would keep;
     `frozen`: inductor's freezing, under which an inference's weights are constants, packed once in the layout of its kernels."""
 
-    def make(problem: Problem, training: bool) -> Contestant:
+    def make(problem: Problem, training: bool) -> Prepared:
         import torch._functorch.config as functorch
         import torch._inductor.config as inductor
 
@@ -102,14 +102,14 @@ def _compiled(mode: str | None, budget: float | None = None, frozen: bool = Fals
                     x = one(x, 0, inject)
                 return x
 
-        contestant = Contestant(problem, network, call, training, layout)
+        prepared = Prepared(problem, network, call, training, layout)
         with contextlib.ExitStack() as settings:
             if budget is not None:
                 settings.enter_context(functorch.patch(activation_memory_budget=budget))
             if frozen:
                 settings.enter_context(inductor.patch(freezing=True))
-            contestant.run()  # compiles, forward and backward
-        return contestant
+            prepared.run()  # compiles, forward and backward
+        return prepared
 
     return make
 
@@ -133,24 +133,24 @@ def forget_compiled() -> None:
 def _captured(make: Make) -> Make:
     """The same step as one CUDA graph: forward and backward are captured once and replayed."""
 
-    def make_captured(problem: Problem, training: bool) -> Contestant:
-        contestant = make(problem, training)
+    def make_captured(problem: Problem, training: bool) -> Prepared:
+        prepared = make(problem, training)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                contestant.run()
+                prepared.run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = contestant.run()
+            output = prepared.run()
 
         def replay() -> Tensor:
             graph.replay()
             return output
 
-        contestant.step = replay
-        return contestant
+        prepared.step = replay
+        return prepared
 
     return make_captured
 
@@ -184,13 +184,13 @@ def _compilable(problem: Problem, training: bool) -> str | None:
 
 
 def _rdk(backend: str, kept: str | int = "auto") -> Make:
-    def make(problem: Problem, training: bool) -> Contestant:
+    def make(problem: Problem, training: bool) -> Prepared:
         settings = {"device": problem.device, "dtype": problem.precision.dtype}
         module = problem.case.module(backend=backend, checkpoint=kept, **settings)
         module.load_state_dict(_named_for_rdk(problem))
         layout = native_layout(problem.device)
         module.to(memory_format=layout)
-        return Contestant(problem, module, module, training, layout)
+        return Prepared(problem, module, module, training, layout)
 
     return make
 
@@ -223,45 +223,45 @@ def _refused(backend: str) -> Reason:
     return why_not
 
 
-def _all() -> dict[str, Peer]:
+def _all() -> dict[str, Contender]:
     gpu_graph = _only_gpu("a CUDA graph")
     max_autotune = _compiled("max-autotune-no-cudagraphs")
     found = [
-        Peer("eager", _eager(torch.contiguous_format)),
-        Peer("eager channels_last", _eager(torch.channels_last), _only_maps),
-        Peer("eager graph", _captured(_eager(torch.channels_last)), gpu_graph),
-        Peer("compile", _compiled(None), _compilable),
-        Peer(
+        Contender("eager", _eager(torch.contiguous_format)),
+        Contender("eager channels_last", _eager(torch.channels_last), _only_maps),
+        Contender("eager graph", _captured(_eager(torch.channels_last)), gpu_graph),
+        Contender("compile", _compiled(None), _compilable),
+        Contender(
             "compile frozen",
             _compiled(None, frozen=True),
             _first(_only_inference, _compilable),
             "torch.compile with inductor's freezing on, inference only",
         ),
-        Peer("compile graph", _captured(_compiled(None)), _first(gpu_graph, _compilable)),
-        Peer("max-autotune", max_autotune, _compilable),
-        Peer("max-autotune graph", _captured(max_autotune), _first(gpu_graph, _compilable)),
-        Peer("cudnn graphs", cudnn_graphs.make, cudnn_graphs.why_not),
-        Peer("checkpoint", _checkpointed(lambda n: 1), _only_training),
-        Peer("checkpoint sqrt", _checkpointed(lambda n: math.isqrt(n)), _only_training),
-        Peer("compile budget", _compiled(None, budget=0.3), _first(_only_training, _compilable)),
+        Contender("compile graph", _captured(_compiled(None)), _first(gpu_graph, _compilable)),
+        Contender("max-autotune", max_autotune, _compilable),
+        Contender("max-autotune graph", _captured(max_autotune), _first(gpu_graph, _compilable)),
+        Contender("cudnn graphs", cudnn_graphs.make, cudnn_graphs.why_not),
+        Contender("checkpoint", _checkpointed(lambda n: 1), _only_training),
+        Contender("checkpoint sqrt", _checkpointed(lambda n: math.isqrt(n)), _only_training),
+        Contender("compile budget", _compiled(None, budget=0.3), _first(_only_training, _compilable)),
     ]
     for backend in ("auto", *BACKENDS):
-        found.append(Peer(f"rdk {backend}", _rdk(backend), _refused(backend)))
-        found.append(Peer(f"rdk {backend} graph", _captured(_rdk(backend)), _first(gpu_graph, _refused(backend))))
-        found.append(Peer(f"rdk {backend} sqrt", _rdk(backend, "sqrt"), _first(_only_training, _refused(backend))))
-    return {peer.name: peer for peer in found}
+        found.append(Contender(f"rdk {backend}", _rdk(backend), _refused(backend)))
+        found.append(Contender(f"rdk {backend} graph", _captured(_rdk(backend)), _first(gpu_graph, _refused(backend))))
+        found.append(Contender(f"rdk {backend} sqrt", _rdk(backend, "sqrt"), _first(_only_training, _refused(backend))))
+    return {contender.name: contender for contender in found}
 
 
-PEERS: dict[str, Peer] = _all()
+CONTENDERS: dict[str, Contender] = _all()
 
 
-def named(names: Sequence[str]) -> list[Peer]:
-    """The peers of those names. Raises ValueError with the nearest names for one that is unknown."""
+def named(names: Sequence[str]) -> list[Contender]:
+    """The contenders of those names. Raises ValueError with the nearest names for one that is unknown."""
     for name in names:
-        if name not in PEERS:
-            nearest = get_close_matches(name, PEERS, n=3, cutoff=0.3) or list(PEERS)
+        if name not in CONTENDERS:
+            nearest = get_close_matches(name, CONTENDERS, n=3, cutoff=0.3) or list(CONTENDERS)
             raise ValueError(f"unknown contender {name!r}; the nearest are {', '.join(nearest)}.")
-    return [PEERS[name] for name in names]
+    return [CONTENDERS[name] for name in names]
 
 
 def ours(device_type: str) -> list[str]:
