@@ -77,41 +77,18 @@ def compare(
     timed. Out of memory, a failed compilation and wrong results are outcomes like any other.
     """
     if not contenders or contenders[0].name != BASELINE:
-        raise ValueError(
-            f"the first contender must be {BASELINE!r}, got {[contender.name for contender in contenders]}."
-        )
+        raise ValueError(f"the first contender must be {BASELINE!r}, got {[one.name for one in contenders]}.")
     problem.precision.apply()
-    outcomes: dict[str, Outcome] = {}
-    running: dict[str, Prepared] = {}
     try:
         judge = Judge(problem, training)
     except Exception as error:
         status = "out of memory" if is_out_of_memory(error) else "failed"
         note = f"no float64 answers to check against: {first_line(error)}"
-        return [Outcome(contender.name, status, note=note) for contender in contenders]
-    for contender in contenders:
-        say(f"checking {contender.name}")
-        reason = contender.why_not(problem, training)
-        if reason is not None:
-            outcomes[contender.name] = Outcome(contender.name, "left out", note=reason)
-            continue
-        try:
-            prepared = contender.make(problem, training)
-            fault = judge.fault_of(contender.name, prepared)
-        except Exception as error:
-            outcomes[contender.name] = _failure(contender.name, error, say)
-            release(problem.device)
-        else:
-            if fault is None:
-                running[contender.name] = prepared
-            else:
-                outcomes[contender.name] = Outcome(
-                    contender.name, "wrong", errors=judge.errors[contender.name], note=fault
-                )
-        if contender.name == BASELINE and BASELINE not in running:
-            note = f"eager, whose error sets the bounds, did not pass: {outcomes[BASELINE].note}"
-            rest = [Outcome(other.name, "left out", note=note) for other in contenders[1:]]
-            return [outcomes[BASELINE], *rest]
+        return [Outcome(one.name, status, note=note) for one in contenders]
+    outcomes: dict[str, Outcome] = {}
+    running = _checked(judge, training, contenders, outcomes, say)
+    if not running:
+        return [outcomes[one.name] for one in contenders]
     errors = judge.errors
     del judge
     release(problem.device)
@@ -126,7 +103,41 @@ def compare(
     running.clear()
     forget_compiled()
     release(problem.device)
-    return [outcomes[contender.name] for contender in contenders]
+    return [outcomes[one.name] for one in contenders]
+
+
+def _checked(
+    judge: Judge,
+    training: bool,
+    contenders: Sequence[Contender],
+    outcomes: dict[str, Outcome],
+    say: Callable[[str], None],
+) -> dict[str, Prepared]:
+    """Those whose results are right, ready to be timed: none where eager did not pass. What became of the rest goes to outcomes."""
+    problem = judge.problem
+    running: dict[str, Prepared] = {}
+    for one in contenders:
+        say(f"checking {one.name}")
+        reason = one.why_not(problem, training)
+        if reason is not None:
+            outcomes[one.name] = Outcome(one.name, "left out", note=reason)
+            continue
+        try:
+            prepared = one.make(problem, training)
+            fault = judge.fault_of(one.name, prepared)
+        except Exception as error:
+            outcomes[one.name] = _failure(one.name, error, say)
+            release(problem.device)
+        else:
+            if fault is None:
+                running[one.name] = prepared
+            else:
+                outcomes[one.name] = Outcome(one.name, "wrong", errors=judge.errors[one.name], note=fault)
+        if one.name == BASELINE and BASELINE not in running:
+            note = f"eager, whose error sets the bounds, did not pass: {outcomes[BASELINE].note}"
+            outcomes.update({other.name: Outcome(other.name, "left out", note=note) for other in contenders[1:]})
+            break
+    return running
 
 
 def _failure(name: str, error: Exception, say: Callable[[str], None]) -> Outcome:
