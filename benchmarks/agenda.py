@@ -14,13 +14,13 @@ CORE, COMPILE, AUTOTUNE = 6.0, 40.0, 100.0
 
 COMPILED, AUTOTUNED = ("compile", "compile graph"), ("max-autotune", "max-autotune graph")
 
-# the cases on which the targets stand, most telling first
+# the headline cases, most telling first
 HEADLINE = ("W1", "W4s", "W4", "W4r", "W6", "W3", "W5", "W2", "W7")
 
 
 class Agenda:
     """Hands out tasks until the deadline, without those that an earlier run has done. What tasks took scales the estimates of
-    later ones of their stage."""
+    later ones of their part."""
 
     def __init__(self, tasks: Sequence[Task], done: Iterable[str], deadline: float, clock: Callable[[], float]) -> None:
         finished = set(done)
@@ -33,7 +33,7 @@ class Agenda:
         return self.deadline - self.clock()
 
     def estimate(self, task: Task) -> float:
-        return task.seconds * self.scale.get(task.stage, 1.0)
+        return task.seconds * self.scale.get(task.part, 1.0)
 
     def next(self) -> Task | None:
         """The first task, in order of value, that fits into the time left; None where none does."""
@@ -47,7 +47,7 @@ class Agenda:
         self.open.insert(0, task)
 
     def learn(self, task: Task, seconds: float) -> None:
-        self.scale[task.stage] = (self.scale.get(task.stage, 1.0) + seconds / task.seconds) / 2
+        self.scale[task.part] = (self.scale.get(task.part, 1.0) + seconds / task.seconds) / 2
 
 
 def plan(device_type: str) -> list[Task]:
@@ -59,7 +59,7 @@ def plan(device_type: str) -> list[Task]:
     headline = [case for workload in HEADLINE for case in WORKLOADS[workload].cases(headline_only=True)]
     first = [case for case in headline if case.label in ("W1 n=5", "W4s 9x9 n=10", "W4 n=10", "W3 n=4", "W6 n=10")]
 
-    def stage(name: str, cases: Iterable[Case], precision: str, extra: Sequence[str], seconds: float) -> Iterator[Task]:
+    def part(name: str, cases: Iterable[Case], precision: str, extra: Sequence[str], seconds: float) -> Iterator[Task]:
         for case in cases:
             for pass_name in WORKLOADS[case.workload].passes:
                 training = pass_name == "training"
@@ -71,24 +71,24 @@ def plan(device_type: str) -> list[Task]:
                 yield Task("workloads", precision, case, pass_name, everyone, "gpu", memory, long, name)
 
     tasks = [Task("ceilings", "bf16", seconds=8.0)]
-    tasks += stage("core", first, "bf16", (), CORE)
-    tasks += stage("compile", first[:2], "bf16", COMPILED, COMPILE)
-    tasks += stage("core", [case for case in headline if case not in first], "bf16", (), CORE)
-    tasks += stage("compile", first[2:], "bf16", COMPILED, COMPILE)
-    tasks += stage("core", first, "tf32", (), CORE)
-    tasks += stage("core", first, "fp32", (), CORE)
-    tasks += stage("core", first[:2], "fp16", (), CORE)
-    tasks += stage("autotune", first[:3], "bf16", AUTOTUNED, AUTOTUNE)
-    tasks += [replace(task, seconds=CORE, stage="curves") for task in plan_curves(device_type, "bf16", quick=True)]
+    tasks += part("core", first, "bf16", (), CORE)
+    tasks += part("compile", first[:2], "bf16", COMPILED, COMPILE)
+    tasks += part("core", [case for case in headline if case not in first], "bf16", (), CORE)
+    tasks += part("compile", first[2:], "bf16", COMPILED, COMPILE)
+    tasks += part("core", first, "tf32", (), CORE)
+    tasks += part("core", first, "fp32", (), CORE)
+    tasks += part("core", first[:2], "fp16", (), CORE)
+    tasks += part("autotune", first[:3], "bf16", AUTOTUNED, AUTOTUNE)
+    tasks += [replace(task, seconds=CORE, part="curves") for task in plan_curves(device_type, "bf16", quick=True)]
     tasks += [
-        replace(task, patience="gpu", seconds=COMPILE, stage="linear")
+        replace(task, patience="gpu", seconds=COMPILE, part="linear")
         for task in plan_linear(device_type, ["bf16"], False)
     ]
-    tasks += stage("compile", [case for case in headline if case not in first], "bf16", COMPILED, COMPILE)
-    tasks += stage("budget", first, "bf16", ("compile budget", "checkpoint sqrt"), COMPILE)
+    tasks += part("compile", [case for case in headline if case not in first], "bf16", COMPILED, COMPILE)
+    tasks += part("budget", first, "bf16", ("compile budget", "checkpoint sqrt"), COMPILE)
     others = [case for workload in HEADLINE for case in WORKLOADS[workload].cases() if case not in headline]
-    tasks += stage("core", others, "bf16", (), CORE)
-    tasks += stage("autotune", first[3:], "bf16", AUTOTUNED, AUTOTUNE)
+    tasks += part("core", others, "bf16", (), CORE)
+    tasks += part("autotune", first[3:], "bf16", AUTOTUNED, AUTOTUNE)
     return tasks
 
 

@@ -25,7 +25,7 @@ from benchmarks.run import lines
 from benchmarks.suites import Task
 from benchmarks.worker import Trouble, Worker
 
-# parts of the time that building, testing and the dispatch tables may take; and what the summary needs at the end, in seconds
+# shares of the time that building, testing and the dispatch tables may take; and what the summary needs at the end, in seconds
 BUILD, TESTS, TABLES = 0.3, 0.25, 0.15
 CLOSING = 12.0
 GRACE = 5.0  # in which a dispatch run that is stopped writes its table
@@ -261,17 +261,17 @@ def close(
     wrong = sorted({f"{r['task']}, {r['contender']}: {r['note']}" for r in found if r.get("status") == "wrong"})
     failed = sorted({f"{r['task']}, {r['contender']}: {r['note']}" for r in found if r.get("status") == "failed"})
     tests = [record for record in found if record["suite"] == "tests"]
-    parts = ["# What a GPU run measured", report.markdown(found)]
-    parts += (
+    paragraphs = ["# What a GPU run measured", report.markdown(found)]
+    paragraphs += (
         [f"Tests: {tests[-1]['result']}" + "".join(f"\n- {name}" for name in tests[-1]["failures"])] if tests else []
     )
-    parts += [f"Build: {reason}"] if reason else []
+    paragraphs += [f"Build: {reason}"] if reason else []
     for title, entries in (("Wrong results", wrong), ("Failed", failed), ("Left out", left_out)):
         if entries:
-            parts.append(f"{title}:\n" + "\n".join(f"- {entry}" for entry in entries))
+            paragraphs.append(f"{title}:\n" + "\n".join(f"- {entry}" for entry in entries))
     still = [task.name for task in plan.open]
-    parts.append(f"Not reached in this run: {', '.join(still)}." if still else "Every task was reached.")
-    (out / "summary.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    say("\n\n".join(parts))
+    paragraphs.append(f"Not reached in this run: {', '.join(still)}." if still else "Every task was reached.")
+    (out / "summary.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    say("\n\n".join(paragraphs))
     broken = bool(tests) and tests[-1]["status"] not in (0, NOT_RUN)
     return 1 if broken or any("rdk " in entry for entry in wrong) else 0

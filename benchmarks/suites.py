@@ -50,7 +50,7 @@ class Task:
     patience: str = "full"
     memory: bool = False
     seconds: float = 10.0
-    stage: str = ""  # where several tasks compare the same case with different contenders
+    part: str = ""  # of a plan, where several tasks compare the same case with different contenders
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Task:
             return f"{self.suite} {self.precision}"
         kind = self.suite.removesuffix("s")
         what = self.case.label if self.suite == "workloads" else f"{kind} {self.case.description}"
-        return " ".join(filter(None, (what, self.pass_name, self.precision, self.stage)))
+        return " ".join(filter(None, (what, self.pass_name, self.precision, self.part)))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

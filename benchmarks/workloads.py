@@ -150,7 +150,7 @@ WORKLOADS: dict[str, Workload] = {
     )
 }
 
-# the shapes on which the CPU prototype was measured: one convolution per iteration
+# single convolutions at the batch of one CPU step
 CPU_SHAPES: tuple[Case, ...] = tuple(
     Case("cpu", "conv", batch, channels, size, size, iterations)
     for batch, channels, size, iterations in (

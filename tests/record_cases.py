@@ -37,12 +37,12 @@ def group(
     precision: str = "bf16",
     suite: str = "workloads",
     uncut: int | None = None,
-    stage: str = "core",
+    part: str = "core",
 ) -> list[Record]:
-    name = Task(suite, precision, case, pass_name, stage=stage).name
+    name = Task(suite, precision, case, pass_name, part=part).name
     return [
         records.of_outcome(
-            outcome, case, pass_name, precision, suite=suite, group=f"{date} {case} {pass_name} {stage}",
+            outcome, case, pass_name, precision, suite=suite, group=f"{date} {case} {pass_name} {part}",
             task=name, uncut_batch=uncut or case.batch, date=date, measured_on=about,
         )
         for outcome in outcomes
@@ -79,4 +79,4 @@ def shape(
     case = (*workloads.CPU_SHAPES, *workloads.MAZE_SHAPES)[number]
     outcomes = [ok(name, value) for name, value in milliseconds.items()]
     about = ON_CPU | {"threads": threads}
-    return group(outcomes, case, pass_name, date, about, "fp32", "shapes", stage=f"{threads}")
+    return group(outcomes, case, pass_name, date, about, "fp32", "shapes", part=f"{threads}")

@@ -56,7 +56,7 @@ def test_floating_point_operations_per_convolution_are_those_of_the_table(name: 
     assert workloads.WORKLOADS[name].case(1).conv_flop / 1e9 == pytest.approx(gflop, rel=0.02)
 
 
-def test_the_cpu_shapes_are_those_of_the_prototype() -> None:
+def test_the_cpu_shapes_are_single_convolutions() -> None:
     found = {(c.batch, c.channels, c.height, c.iterations) for c in workloads.CPU_SHAPES}
     assert found == {
         (128, 64, 28, 5), (50, 128, 32, 10), (32, 256, 16, 4), (32, 512, 16, 4), (1, 128, 32, 30),

@@ -43,12 +43,12 @@ class FakeMeasurer:
         return self.now
 
     def ask(self, what: Task, seconds: float) -> Trouble | None:
-        self.asked.append((what.stage, seconds))
+        self.asked.append((what.part, seconds))
         self.contenders.append(what.contenders)
-        self.now += min(self.takes[what.stage], seconds)
-        if self.takes[what.stage] > seconds:
+        self.now += min(self.takes[what.part], seconds)
+        if self.takes[what.part] > seconds:
             return Trouble(f"it took longer than {seconds:.0f} s and was stopped", late=True)
-        trouble = self.troubles.get(what.stage)
+        trouble = self.troubles.get(what.part)
         if trouble and (trouble.contender is None or trouble.contender in what.contenders):
             return trouble
         records.append(self.path, gpu._failed(what, "a stand-in", ABOUT))
@@ -87,7 +87,7 @@ def test_tasks_run_in_order_of_value_while_they_fit(tmp_path: Path) -> None:
     fake = FakeMeasurer(tmp_path / "r2.jsonl", {"a": 10, "b": 50, "c": 30, "d": 5})
     plan = Agenda([task("a", 10), task("b", 50), task("c", 30), task("d", 5)], [], 50.0, fake.clock)
     carried_out(plan, fake)
-    assert [name for name, _ in fake.asked] == ["a", "c", "d"] and [t.stage for t in plan.open] == ["b"]
+    assert [name for name, _ in fake.asked] == ["a", "c", "d"] and [t.part for t in plan.open] == ["b"]
 
 
 def test_a_task_that_hangs_fails_and_one_that_the_deadline_cuts_off_is_left_for_the_next_run(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_task_that_hangs_fails_and_one_that_the_deadline_cuts_off_is_left_for_
     assert fake.now <= 100.0 and fake.asked == [("a", 60.0), ("b", 40.0)]
     found = records.read(fake.path)
     assert {r["status"] for r in found} == {"failed"} and "took longer than 60 s" in found[0]["note"]
-    assert [r["contender"] for r in found] == ["eager", "rdk eager"] and [t.stage for t in plan.open] == ["b"]
+    assert [r["contender"] for r in found] == ["eager", "rdk eager"] and [t.part for t in plan.open] == ["b"]
     fake.now = 0.0
     again = Agenda([task("a", 10), task("b", 10)], {r["task"] for r in found}, 480.0, fake.clock)
     carried_out(again, fake)
@@ -121,7 +121,7 @@ def test_a_contender_that_crashes_is_left_alone_after_two_times(tmp_path: Path) 
     assert [r["note"] for r in records.read(fake.path) if r["contender"] == "eager"] == ["a stand-in"] * 3
 
 
-def test_estimates_follow_what_a_stage_takes() -> None:
+def test_estimates_follow_what_a_part_takes() -> None:
     plan = Agenda([task("a", 10, replace(TINY, iterations=n)) for n in (1, 2, 3)], [], 100.0, lambda: 0.0)
     first = plan.next()
     assert first is not None
@@ -160,7 +160,7 @@ def test_the_plan_puts_the_targets_first_and_repeats_no_task() -> None:
     assert len(set(names)) == len(names) and names[0] == "ceilings bf16"
     first = [what.case.workload for what in plan[1:12] if what.case]
     assert set(first) >= {"W1", "W4s", "W4"}
-    covered = {what.case.label for what in plan if what.case and what.stage == "core" and what.precision == "bf16"}
+    covered = {what.case.label for what in plan if what.case and what.part == "core" and what.precision == "bf16"}
     assert covered == {case.label for workload in suites.all_workloads(None) for case in workload.cases()}
     used = {name for what in plan for name in what.contenders}
     assert used >= {
@@ -173,7 +173,7 @@ def test_the_plan_puts_the_targets_first_and_repeats_no_task() -> None:
         "compile budget",
     }
     assert all(what.contenders[0] == "eager" for what in plan if what.case)
-    assert sum(what.seconds for what in plan if what.stage == "core" and what.precision == "bf16") < 900
+    assert sum(what.seconds for what in plan if what.part == "core" and what.precision == "bf16") < 900
 
 
 def test_tasks_travel_as_json() -> None:

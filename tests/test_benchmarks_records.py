@@ -136,7 +136,7 @@ def test_ratios_are_those_of_one_comparison() -> None:
 
 def test_the_newest_comparison_counts_and_a_stronger_other_elsewhere_too() -> None:
     newer = group([ok("eager", 3.0), ok("rdk triton", 1.0)], date="2026-11-25T00:00:00Z")
-    elsewhere = group([ok("eager", 3.0), ok("max-autotune", 0.5), ok("rdk triton", 1.0)], stage="autotune")
+    elsewhere = group([ok("eager", 3.0), ok("max-autotune", 0.5), ok("rdk triton", 1.0)], part="autotune")
     row = summary.rows([*FIXED, *elsewhere, *newer], GPU)[0]
     assert row.eager["training"].ratio == 3.0
     assert row.best["training"] == summary.Versus(0.5, "rdk triton", "max-autotune")

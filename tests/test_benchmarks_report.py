@@ -97,7 +97,7 @@ def test_points_of_other_growth_curves_are_superseded() -> None:
     base = replace(workloads.CURVE_BASE["cpu"], batch=4)
     old = group([ok("eager", 1.0)], replace(base, iterations=1), about=ON_CPU, precision="fp32", suite="curves")
     cut = group(
-        [ok("eager", 1.0)], replace(base, batch=1), about=ON_CPU, precision="fp32", suite="curves", uncut=4, stage="cut"
+        [ok("eager", 1.0)], replace(base, batch=1), about=ON_CPU, precision="fp32", suite="curves", uncut=4, part="cut"
     )
     today = curve("batch", (1, 4))
     assert standing.standing([*old, *cut, *today]) == today
