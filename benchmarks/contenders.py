@@ -20,7 +20,6 @@ from benchmarks.problem import Oracle, Prepared, Problem
 from rdk import dispatch, measured
 
 EAGER = ("eager", "eager channels_last")
-BACKENDS = ("eager", "cpu", "triton", "cuda")
 
 # beyond this many convolutions a user compiles one iteration and loops; the whole would compile for minutes
 COMPILED_WHOLE = 80
@@ -245,7 +244,7 @@ def _all() -> dict[str, Contender]:
         Contender("checkpoint sqrt", _checkpointed(lambda n: math.isqrt(n)), _only_training),
         Contender("compile budget", _compiled(None, budget=0.3), _first(_only_training, _compilable)),
     ]
-    for backend in ("auto", *BACKENDS):
+    for backend in ("auto", *dispatch.NAMES):
         found.append(Contender(f"rdk {backend}", _rdk(backend), _refused(backend)))
         found.append(Contender(f"rdk {backend} graph", _captured(_rdk(backend)), _first(gpu_graph, _refused(backend))))
         found.append(Contender(f"rdk {backend} sqrt", _rdk(backend, "sqrt"), _first(_only_training, _refused(backend))))

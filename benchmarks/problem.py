@@ -15,7 +15,6 @@ from benchmarks.workloads import Case
 from rdk.testing import UNIT
 
 CHECKED_IMAGES = 4
-PASSES = ("forward", "training", "rollout")
 
 Product = nn.Conv2d | nn.Linear
 
@@ -199,9 +198,8 @@ class Problem:
         images = self.checked
         x = self.x[images].double().requires_grad_(training)
         inject = None if self.inject is None else self.inject[images].double().requires_grad_(training)
-        torch.backends.cudnn.benchmark = (
-            False  # each product runs only a few times here: trying algorithms would take longer
-        )
+        # each product runs only a few times here: trying algorithms would take longer
+        torch.backends.cudnn.benchmark = False
         with torch.set_grad_enabled(training):
             output = network(x, inject)
         found = {"output": output.detach()}

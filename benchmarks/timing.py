@@ -98,9 +98,6 @@ class Patience:
     warmup: int = 2
 
 
-QUICK = Patience(seconds=0.6, least=3, most=30, warmup=1)
-
-
 def interleave(
     contenders: Mapping[str, Callable[[], object]],
     watch: Stopwatch,
