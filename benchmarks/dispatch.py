@@ -7,14 +7,16 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import rdk
-from benchmarks import contenders, environment, measure
+from benchmarks import environment, measure
+from benchmarks.contenders import EAGER, named, native_layout
 from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.timing import Patience
@@ -73,10 +75,41 @@ def path_of(backend: str, device: torch.device) -> Path:
     return FOLDER / f"{backend}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
 
 
-def record_of(
-    case: Case, training: bool, precision: Precision, arithmetic: str, layout: str, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
+class Entry(NamedTuple):
+    """What one line of a table is about."""
+
+    case: Case
+    precision: Precision
+    arithmetic: str  # mode of the cpu backend; "": what PyTorch's switches give
+    training: bool
+
+    @property
+    def description(self) -> str:
+        what = "training step" if self.training else "forward"
+        return f"{self.case.description}, {self.precision.name} {self.arithmetic}, {what}"
+
+
+def entries(
+    backend: str, device: torch.device, precisions: Sequence[str], quick: bool, cases: Sequence[Case] | None = None
+) -> list[Entry]:
+    """Everything that a table of the backend holds; `cases` instead of the grid."""
+    found = []
+    for number, arithmetic in enumerate(_arithmetics(backend)):
+        # the default mode on the whole grid, others on the short one
+        chosen = grid(device.type, quick or number > 0) if cases is None else cases
+        for name, case, training in product(precisions, chosen, (False, True)):
+            found.append(Entry(case, PRECISIONS[name], arithmetic, training))
+    return found
+
+
+def _arithmetics(backend: str) -> tuple[str, ...]:
+    """The precision modes of the backend that are worth a table; "" means the one that PyTorch's switches give."""
+    return ("fast", "accurate") if backend == "cpu" else ("",)
+
+
+def record_of(entry: Entry, arithmetic: str, layout: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """One line of the table: the backend, called in `layout` (the last outcome), against eager in its faster layout and in that."""
+    case = entry.case
     *eager, ours = outcomes
     medians = {
         name: o.timing.median for name, o in zip(("contiguous", "channels_last"), eager, strict=True) if o.timing
@@ -85,8 +118,8 @@ def record_of(
     assert ours.timing and ours.errors
     return {
         "kind": case.kind,
-        "pass": "training" if training else "forward",
-        "dtype": str(precision.dtype).removeprefix("torch."),
+        "pass": "training" if entry.training else "forward",
+        "dtype": str(entry.precision.dtype).removeprefix("torch."),
         "precision": arithmetic,
         "norm": case.norm,
         "dilation": case.dilation,
@@ -132,100 +165,86 @@ def run(
     path = target or path_of(backend, device)
     environment.make_way_for(path)
     patience = Patience(0.25, 3, 30, 1) if quick else Patience(0.5, 5, 50, 1)
-    layout = "channels_last" if contenders.native_layout(device) == torch.channels_last else "contiguous"
-    records: list[dict[str, Any]] = []
-    wrong = 0
-    todo = []
-    for number, arithmetic in enumerate(
-        _arithmetics(backend)
-    ):  # the default mode on the whole grid, others on the short one
-        chosen = grid(device.type, quick or number > 0) if cases is None else cases
-        todo += list(product(precisions, (arithmetic,), chosen, (False, True)))
-    finished, written = False, time.monotonic()
+    table = Table(backend, device, path, patience, given_commit)
+    todo = entries(backend, device, precisions, quick, cases)
+    finished, wrong = False, 0
     end = None if seconds is None else time.monotonic() + seconds
     if end is not None:  # a table cut short then covers the whole grid thinly, not its first part
         random.Random(0).shuffle(todo)
     try:
-        for number, (precision_name, arithmetic, case, training) in enumerate(todo, 1):
+        for number, entry in enumerate(todo, 1):
             if end is not None and time.monotonic() > end:
                 say(f"the {seconds:g} s are over after {number - 1} of {len(todo)} problems")
                 break
-            precision = PRECISIONS[precision_name]
-            line = f"[{number}/{len(todo)}] {case.description}, {precision_name} {arithmetic}, "
-            line += "training step" if training else "forward"
-            outcomes = _measured(backend, device, precision, arithmetic, case, training, patience)
-            ours = outcomes[-1]
+            ours = table.measure(entry)
+            wrong += ours.status == "wrong"
+            became = f"{ours.status}: {ours.note}"
             if ours.status == "ok":
-                records.append(
-                    record_of(case, training, precision, arithmetic or _in_force(device, precision), layout, outcomes)
-                )
-                if time.monotonic() - written >= WRITE_EVERY:
-                    write(path, backend, device, records, False, given_commit)
-                    written = time.monotonic()
-                say(f"{line}: {records[-1]['speedup']:.2f} times eager")
-            else:
-                wrong += ours.status == "wrong"
-                say(f"{line}: {ours.status}: {ours.note}")
+                became = f"{table.records[-1]['speedup']:.2f} times eager"
+            say(f"[{number}/{len(todo)}] {entry.description}: {became}")
         else:
             finished = True
     except KeyboardInterrupt:
         say("stopped; what was measured so far is written.")
     finally:
-        if records:
-            write(path, backend, device, records, finished, given_commit)
-            say(f"{len(records)} records in {path}")
-    if not records:
+        if table.records:
+            table.write(finished)
+            say(f"{len(table.records)} records in {path}")
+    if not table.records:
         say(f"no problem of the grid could be measured on backend {backend!r}; no table is written.")
-    return 1 if wrong or not records else 0
+    return 1 if wrong or not table.records else 0
 
 
-def _arithmetics(backend: str) -> tuple[str, ...]:
-    """The precision modes of the backend that are worth a table; "" means the one that PyTorch's switches give."""
-    return ("fast", "accurate") if backend == "cpu" else ("",)
+@dataclass
+class Table:
+    """The records of one backend on one device, and the file that they go to."""
 
+    backend: str
+    device: torch.device
+    path: Path
+    patience: Patience
+    given_commit: str | None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    written: float = field(default_factory=time.monotonic)
 
-def _in_force(device: torch.device, precision: Precision) -> str:
-    precision.apply()
-    return dispatch.precision_of(device, precision.dtype)
+    def measure(self, entry: Entry) -> Outcome:
+        """What became of the backend; where its results were right the entry has a record."""
+        outcomes = self._outcomes(entry)
+        if outcomes[-1].status == "ok":
+            layout = "channels_last" if native_layout(self.device) == torch.channels_last else "contiguous"
+            self.records.append(record_of(entry, entry.arithmetic or self._in_force(entry.precision), layout, outcomes))
+            if time.monotonic() - self.written >= WRITE_EVERY:
+                self.write(finished=False)
+        return outcomes[-1]
 
+    def _outcomes(self, entry: Entry) -> list[Outcome]:
+        """Of eager in both layouts and of the backend."""
+        ours = f"rdk {self.backend}"
+        before = dispatch.precision_of(torch.device("cpu"), torch.float32)
+        if entry.arithmetic:
+            rdk.set_cpu_precision(entry.arithmetic)
+        try:
+            problem = Problem(entry.case, entry.precision, self.device)
+            return measure.compare(problem, entry.training, named((*EAGER, ours)), self.patience)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return [Outcome(ours, "out of memory", note=measure.first_line(error))]
+        finally:
+            rdk.set_cpu_precision(before)
 
-def _measured(
-    backend: str,
-    device: torch.device,
-    precision: Precision,
-    arithmetic: str,
-    case: Case,
-    training: bool,
-    patience: Patience,
-) -> list[Outcome]:
-    compared = contenders.named((*contenders.EAGER, f"rdk {backend}"))
-    before = dispatch._cpu_precision
-    if arithmetic:
-        rdk.set_cpu_precision(arithmetic)
-    try:
-        return measure.compare(Problem(case, precision, device), training, compared, patience)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return [Outcome(f"rdk {backend}", "out of memory", note=measure.first_line(error))]
-    finally:
-        rdk.set_cpu_precision(before)
+    def _in_force(self, precision: Precision) -> str:
+        precision.apply()
+        return dispatch.precision_of(self.device, precision.dtype)
 
-
-def write(
-    path: Path,
-    backend: str,
-    device: torch.device,
-    records: list[dict[str, Any]],
-    finished: bool,
-    given_commit: str | None,
-) -> None:
-    """The table with one record per line, so that two versions can be compared line by line; replaced in one step."""
-    about = environment.describe(device, given_commit)
-    about |= {"date": environment.now(), "finished": finished, "program": "python -m benchmarks dispatch"}
-    head = {"format": measured.FORMAT, "backend": backend, "device": about["device"], "measured_on": about}
-    lines = [json.dumps(record) for record in records]
-    text = json.dumps(head, indent=1)[:-2] + ',\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
-    measured.tables.cache_clear()
-    dispatch.choose.cache_clear()
+    def write(self, finished: bool) -> None:
+        """One record per line, so that two versions can be compared line by line; the file is replaced in one step."""
+        about = environment.describe(self.device, self.given_commit)
+        about |= {"date": environment.now(), "finished": finished, "program": "python -m benchmarks dispatch"}
+        head = {"format": measured.FORMAT, "backend": self.backend, "device": about["device"], "measured_on": about}
+        lines = [json.dumps(record) for record in self.records]
+        text = json.dumps(head, indent=1)[:-2] + ',\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(self.path)
+        self.written = time.monotonic()
+        measured.tables.cache_clear()
+        dispatch.choose.cache_clear()
