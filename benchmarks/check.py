@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.problem import Precision
+from rdk import testing
 
 # where eager itself is further from float64 than this, the problem is no fair one and nothing is timed
 EAGER_LIMIT = {"fp32": 1e-4, "tf32": 5e-2, "fp16": 5e-2, "bf16": 2e-1}
@@ -66,12 +67,9 @@ def compare(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Errors
     """Raises ValueError where a tensor is missing. A gradient that is zero but for rounding is measured against the others."""
     if got.keys() != expected.keys():
         raise ValueError(f"expected the tensors {sorted(expected)}, got {sorted(got)}.")
-    norms = {name: float(tensor.double().norm()) for name, tensor in expected.items()}
-    floor = 1e-3 * max((norm for name, norm in norms.items() if name.startswith("gradient")), default=0.0)
     errors, scales = {}, {}
-    for name, tensor in expected.items():
-        size = max(norms[name], floor if name.startswith("gradient") else 0.0, 1e-30)
-        reference = tensor.double()
+    for name, size in testing.sizes(expected).items():
+        reference = expected[name].double()
         difference = got[name].double() - reference
         errors[name] = float(difference.norm()) / size
         scales[name] = abs(float((difference * reference).sum())) / size**2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 import rdk
-from rdk import measured
+from rdk import info, measured
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
@@ -57,16 +56,6 @@ def _version(package: str) -> str | None:
 
 
 @lru_cache(maxsize=None)
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.machine()
-
-
-@lru_cache(maxsize=None)
 def _driver() -> str | None:
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -87,7 +76,7 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
     return {
         "device": measured.device_name(device),
         "device_type": device.type,
-        "hardware": torch.cuda.get_device_name(device) if on_gpu else _cpu_model(),
+        "hardware": torch.cuda.get_device_name(device) if on_gpu else info.processor(),
         "driver": _driver() if on_gpu else None,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -1,4 +1,4 @@
-"""`python -m rdk.info [--check]`: versions, devices, build, backends and switches; --check runs each backend against float64."""
+"""`python -m rdk.info [--check]`: versions, devices, backends; --check runs each against float64; benchmarks take processor()."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def report() -> list[str]:
     """The lines to paste into an issue."""
     lines = [f"rdk {_version.VERSION}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [f"  {name} {_installed(name)}" for name in PACKAGES]
-    lines += [f"devices\n  cpu: {_processor()}, {torch.get_num_threads()} threads"]
+    isa = torch.backends.cpu.get_cpu_capability()
+    lines += [f"devices\n  cpu: {processor()} ({isa}), {torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(number)
@@ -78,14 +79,13 @@ def _installed(name: str) -> str:
         return "is not installed"
 
 
-def _processor() -> str:
-    name = platform.processor() or platform.machine()
+def processor() -> str:
+    """The model's name, as Linux has it; elsewhere what Python knows of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+        return platform.processor() or platform.machine()
 
 
 def _build() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,17 +49,21 @@ def plain_eager(module: Any) -> Any:
     return twin
 
 
+def sizes(expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """L2 norm of each tensor of a step, by which its error is divided; a parameter's gradient counts as a thousandth of the
+    largest one at least (a bias before a norm has gradient zero, and rounding would be compared with rounding)."""
+    norms = {name: float(tensor.double().norm()) for name, tensor in expected.items()}
+    floor = 1e-3 * max((norm for name, norm in norms.items() if name.startswith("gradient")), default=0.0)
+    return {name: max(norm, floor if name.startswith("gradient") else 0.0, 1e-30) for name, norm in norms.items()}
+
+
 def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Relative L2 error of each tensor of a step; a gradient much smaller than the largest one is compared with a
-    thousandth of that (a bias before a norm has gradient zero, and rounding would be compared with rounding)."""
+    """L2 error of each tensor of a step relative to its `sizes`."""
     assert got.keys() == expected.keys(), f"got {sorted(got)}, expected {sorted(expected)}"
-    scale = max((float(t.double().norm()) for name, t in expected.items() if name.startswith("gradient")), default=0.0)
-    found = {}
+    size, found = sizes(expected), {}
     for name, tensor in got.items():
         reference = expected[name].double()
-        difference = float((tensor.to(reference.device).double() - reference).norm())
-        floor = 1e-3 * scale if name.startswith("gradient") else 0.0
-        found[name] = difference / max(float(reference.norm()), floor, 1e-30)
+        found[name] = float((tensor.to(reference.device).double() - reference).norm()) / size[name]
     return found
 
 
