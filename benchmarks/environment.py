@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import rdk
-from rdk import info, measured
+from rdk import env, info, measured
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
-# variables that hold rdk, PyTorch and oneDNN to less than the processor can do
-HOLDING = ("RDK_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+# variables that hold PyTorch and oneDNN to less than the processor can do
+HOLDING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 @lru_cache(maxsize=None)
@@ -89,8 +89,15 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
         "commit": head,
         "dirty": dirty,
         "tree": tree(),
-        "held_to": {name: os.environ[name] for name in HOLDING if name in os.environ},
+        "held_to": _held_to(),
     }
+
+
+def _held_to() -> dict[str, str]:
+    """The variables that hold rdk, PyTorch or oneDNN to less than the processor can do, and their words."""
+    wanted = env.read("RDK_CPU_ISA")
+    ours = {} if wanted == "auto" else {"RDK_CPU_ISA": wanted}
+    return ours | {name: os.environ[name] for name in HOLDING if name in os.environ}
 
 
 def make_way_for(path: Path) -> None:

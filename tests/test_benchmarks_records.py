@@ -56,6 +56,16 @@ def test_every_record_says_where_it_was_measured() -> None:
     assert json.loads(json.dumps(about)) == about
 
 
+def test_a_record_names_what_holds_a_processor_to_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RDK_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment.describe(torch.device("cpu"))["held_to"] == {}
+    monkeypatch.setenv("RDK_CPU_ISA", "avx2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    held_to = environment.describe(torch.device("cpu"))["held_to"]
+    assert held_to == {"RDK_CPU_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
 def test_a_copy_without_git_takes_the_commit_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
