@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -66,6 +67,46 @@ def _pinned(device: torch.device, threads: int) -> None:
         environment.pin(threads)
 
 
+# --- options that several subcommands take
+
+
+def _commit(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--commit", help="the commit that records name, for a copy without git")
+
+
+def _quick(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--quick", action="store_true", help="fewer problems, contenders and samples")
+
+
+def _device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+
+
+def _threads(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--threads", type=int, default=1, help="CPU: threads, pinned to as many processors (default 1)")
+
+
+def _dtypes(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--dtype", action="append", choices=list(PRECISIONS), help="may be given several times")
+
+
+def _results(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
+
+
+# --- the subcommands
+
+
+def _dispatch_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--backend", required=True, help="cpu, triton or cuda")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead")
+    sub.add_argument("--seconds", type=float, help="stop after so long, with a sample of the grid")
+    _quick(sub)
+    _threads(sub)
+    _dtypes(sub)
+    _commit(sub)
+
+
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.backend not in NAMES or arguments.backend == "eager":
         raise UsageError(f"unknown backend {arguments.backend!r}; expected cpu, triton or cuda.")
@@ -81,6 +122,20 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         given_commit=arguments.commit,
         seconds=arguments.seconds,
     )
+
+
+def _run_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--workload", action="append", metavar="NAME", help="W1 … W7; may be given several times (default all)"
+    )
+    sub.add_argument("--suite", choices=(*records.COMPARISONS, "all"), default="all")
+    sub.add_argument("--contender", action="append", metavar="NAME", help="only these beside eager; see list")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="append the records to FILE")
+    _device(sub)
+    _quick(sub)
+    _threads(sub)
+    _dtypes(sub)
+    _commit(sub)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -134,8 +189,23 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gpu_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="records, logs and summary; resumed where they are there"
+    )
+    sub.add_argument("--minutes", type=float, default=8.0)
+    sub.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
+    _commit(sub)
+
+
 def _gpu(arguments: argparse.Namespace) -> int:
     return gpu.run(arguments.out, arguments.minutes, arguments.fresh, arguments.commit)
+
+
+def _worker_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="cuda")
+    sub.add_argument("--records", type=Path, required=True)
+    _commit(sub)
 
 
 def _worker(arguments: argparse.Namespace) -> int:
@@ -146,6 +216,19 @@ def _worker(arguments: argparse.Namespace) -> int:
     os.dup2(2, 1)
     executor = suites.Executor(device, True, arguments.commit)
     return worker.serve(sys.stdin, executor, arguments.records, answers)
+
+
+def _profile_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("workload", metavar="WORKLOAD", help="W1 … W7")
+    sub.add_argument("--iterations", type=int, help="default: the workload's first headline number")
+    sub.add_argument("--batch", type=int, help="default: the workload's on a GPU, one that is quick on a CPU")
+    sub.add_argument(
+        "--contender", action="append", metavar="NAME", help="default: eager channels_last and rdk's best backend"
+    )
+    sub.add_argument("--forward", action="store_true", help="inference instead of a training step")
+    _device(sub)
+    sub.add_argument("--dtype", nargs=1, choices=list(PRECISIONS), help="default: fp32 on a CPU, bf16 on a GPU")
+    _threads(sub)
 
 
 def _profile(arguments: argparse.Namespace) -> int:
@@ -166,78 +249,51 @@ def _tidy(arguments: argparse.Namespace) -> int:
     return standing.tidy(arguments.results)
 
 
+def _report_options(sub: argparse.ArgumentParser) -> None:
+    _results(sub)
+    sub.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", metavar="FILE")
+    sub.add_argument("--no-pictures", dest="pictures", action="store_false", help="the README's table only")
+
+
 def _report(arguments: argparse.Namespace) -> int:
     return report.run(arguments.results, arguments.readme, arguments.pictures)
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does, the options that it takes, and the function that carries it out."""
+
+    about: str
+    options: Callable[[argparse.ArgumentParser], None]
+    function: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "run": Command("check and time every contender on the workloads and growth curves", _run_options, _run),
+    "dispatch": Command(
+        "measure a grid of problems for one backend and write rdk/measured/<backend>_<device>.json",
+        _dispatch_options,
+        _dispatch,
+    ),
+    "profile": Command(
+        "where the time of one workload goes, per kernel, against the floors", _profile_options, _profile
+    ),
+    "gpu": Command("everything on a bare GPU machine, in order of value, inside the minutes given", _gpu_options, _gpu),
+    "worker": Command("used by gpu: carries out the tasks that come on standard input", _worker_options, _worker),
+    "report": Command(
+        "records to the README's table, pictures and report.html beside the records", _report_options, _report
+    ),
+    "tidy": Command("drop records from their files that newer ones of the same task have superseded", _results, _tidy),
+    "list": Command("the workloads, contenders, devices and backends", lambda sub: None, _list),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, about: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
-        sub.add_argument("--commit", help="the commit that records name, for a copy without git")
-        sub.set_defaults(function=function)
-        return sub
-
-    def measuring(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--quick", action="store_true", help="fewer problems, contenders and samples")
-        sub.add_argument(
-            "--threads", type=int, default=1, help="CPU: threads, pinned to as many processors (default 1)"
-        )
-        sub.add_argument("--dtype", action="append", choices=list(PRECISIONS), help="may be given several times")
-
-    sub = command("run", "check and time every contender on the workloads and growth curves", _run)
-    sub.add_argument(
-        "--workload", action="append", metavar="NAME", help="W1 … W7; may be given several times (default all)"
-    )
-    sub.add_argument("--suite", choices=(*records.COMPARISONS, "all"), default="all")
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    sub.add_argument("--contender", action="append", metavar="NAME", help="only these beside eager; see list")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="append the records to FILE")
-    measuring(sub)
-
-    sub = command(
-        "dispatch",
-        "measure a grid of problems for one backend and write rdk/measured/<backend>_<device>.json",
-        _dispatch,
-    )
-    sub.add_argument("--backend", required=True, help="cpu, triton or cuda")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write the table there instead")
-    sub.add_argument("--seconds", type=float, help="stop after so long, with a sample of the grid")
-    measuring(sub)
-
-    sub = command("profile", "where the time of one workload goes, per kernel, against the floors", _profile)
-    sub.add_argument("workload", metavar="WORKLOAD", help="W1 … W7")
-    sub.add_argument("--iterations", type=int, help="default: the workload's first headline number")
-    sub.add_argument("--batch", type=int, help="default: the workload's on a GPU, one that is quick on a CPU")
-    sub.add_argument(
-        "--contender", action="append", metavar="NAME", help="default: eager channels_last and rdk's best backend"
-    )
-    sub.add_argument("--forward", action="store_true", help="inference instead of a training step")
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    measuring(sub)
-
-    sub = command("gpu", "everything on a bare GPU machine, in order of value, inside the minutes given", _gpu)
-    sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="records, logs and summary; resumed where they are there"
-    )
-    sub.add_argument("--minutes", type=float, default=8.0)
-    sub.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
-
-    sub = command("worker", "used by gpu: carries out the tasks that come on standard input", _worker)
-    sub.add_argument("--device", default="cuda")
-    sub.add_argument("--records", type=Path, required=True)
-
-    sub = command("report", "records to the README's table, pictures and report.html beside the records", _report)
-    sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
-    sub.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", metavar="FILE")
-    sub.add_argument("--no-pictures", dest="pictures", action="store_false", help="the README's table only")
-
-    sub = command("tidy", "drop records from their files that newer ones of the same task have superseded", _tidy)
-    sub.add_argument("--results", type=Path, default=records.FOLDER, metavar="DIR", help="where the records are")
-
-    command("list", "the workloads, contenders, devices and backends", _list)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.about, description=command.about)
+        command.options(sub)
+        sub.set_defaults(function=command.function)
     return root
 
 

@@ -95,6 +95,22 @@ def test_errors_are_sentences(
     assert message in shown.err and "Traceback" not in shown.err and len(shown.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["profile", "W4", "--quick"],
+        ["profile", "W4", "--commit", "c"],
+        ["report", "--commit", "c"],
+        ["tidy", "--commit", "c"],
+        ["list", "--commit", "c"],
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_minutes_must_be_positive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="--minutes must be positive, got 0"):
