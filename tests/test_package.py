@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -137,6 +138,14 @@ def test_a_tree_without_csrc_is_built_without_libraries(tmp_path: Path) -> None:
     small_tree(tmp_path, {})
     found = build_info(tmp_path, os.environ["PATH"])
     assert found["built"] == [] and set(found["left_out"].values()) == {"there was no folder csrc"}
+
+
+def test_the_package_imports_nothing_of_the_repository() -> None:
+    for path in (ROOT / "rdk").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & {"benchmarks", "experiments", "tests"}, path
 
 
 def test_require_fails_where_nothing_can_be_compiled(tmp_path: Path) -> None:

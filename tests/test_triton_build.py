@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import triton_floors
 from rdk.backends.triton import build, report, shipped
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ def test_sass_is_read_as_it_is_written() -> None:
 def test_tables_are_rewritten_between_their_markers() -> None:
     text = "a\n<!-- begin floors -->\nold\n<!-- end floors -->\nb\n"
     assert report.rewritten(text, {"floors": "new"}) == "a\n<!-- begin floors -->\nnew\n<!-- end floors -->\nb\n"
-    with pytest.raises(ValueError, match="no markers"):
+    with pytest.raises(ValueError, match=r"no markers .* Put them where the table goes\."):
         report.rewritten(text, {"other": "new"})
 
 
@@ -138,9 +139,28 @@ def test_the_page_says_what_chose_each_tile() -> None:
     assert "nothing here has run on a GPU" in " ".join(page.split())
 
 
-def test_interpreted_kernels_are_not_compiled() -> None:
+@pytest.mark.parametrize("program", ["rdk.backends.triton.report", "benchmarks.triton_floors"])
+def test_interpreted_kernels_are_not_compiled(program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rdk.backends.triton.report"], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-m", program], capture_output=True, text=True, cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1 and "Unset it" in done.stderr
+
+
+def test_an_interpreter_that_is_switched_off_hinders_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(report, "build_all", lambda jobs: [])
+    assert report.main([]) == 0
+    assert "| device | sm |" in capsys.readouterr().out
+
+
+def test_the_page_has_the_arithmetic_of_every_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All columns but those that the compiler decides: registers and shared memory say how many programs are resident."""
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    found = page.split("<!-- begin floors -->")[1].split("<!-- end floors -->")[0].strip().splitlines()
+    monkeypatch.setattr(triton_floors, "_residency", lambda setting, use, dilation: (1, 1))
+    expected = triton_floors.floor_table(triton_floors.floors(triton_floors.headline_cases())).splitlines()
+    assert [line.split("|")[1:7] for line in found] == [line.split("|")[1:7] for line in expected]

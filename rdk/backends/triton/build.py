@@ -1,4 +1,4 @@
-"""Compiles launches ahead of time for a GPU that need not be here and reads what came out; called by report.py and the tests.
+"""Compiles launches ahead of time for a GPU that need not be here and reads what came out; for report, tune, benchmarks, tests.
 
 Uses the cuobjdump that triton's package carries. Not for use under TRITON_INTERPRET, whose kernels cannot be compiled.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rdk.backends.triton.launch import Launch
 
+INTERPRETED = "rdk: TRITON_INTERPRET is set, and interpreted kernels cannot be compiled. Unset it."
 POINTER_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 # bytes of shared memory that one block may use
 SHARED_LIMITS = {80: 166_912, 90: 232_448, 100: 232_448}
@@ -43,7 +44,7 @@ def compile_ahead(launch: Launch, capability: int) -> Built:
     from triton.compiler import ASTSource
 
     if not isinstance(launch.kernel, triton.runtime.JITFunction):
-        raise RuntimeError("rdk: TRITON_INTERPRET is set, and interpreted kernels cannot be compiled. Unset it.")
+        raise RuntimeError(INTERPRETED)
     signature, constants, attributes = {}, dict(launch.constants), {}
     for position, parameter in enumerate(launch.kernel.params):
         name = parameter.name
