@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +13,6 @@ from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Problem
 from benchmarks.suites import QUICK_STEP_SECONDS, Executor
 from benchmarks.workloads import Case
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISION = PRECISIONS["bf16" if DEVICE.type == "cuda" else "fp32"]
