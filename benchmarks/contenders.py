@@ -1,4 +1,4 @@
-"""The contenders: how each runs a problem, and why it is left out where it can't; suites and the command line choose by name."""
+"""The contenders: how each runs a problem and why one is left out; named by cli, suites, agenda, dispatch, profile and conftest."""
 
 from __future__ import annotations
 

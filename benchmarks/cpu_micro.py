@@ -1,7 +1,9 @@
-"""Where the time of the cpu backend goes: shares of transforms and products, and products against the machine's own peak.
+"""`python -m benchmarks.cpu_micro`: where the time of the cpu backend goes: transforms, and products against the machine's peak.
 
-`python -m benchmarks.cpu_micro [--threads T] [--repeats R]`. The peak is that of independent fused multiply-adds of the same
-instruction set, measured before and after each shape, because a shared machine drifts; times are the least of R runs.
+    --threads T, --repeats R
+
+The peak is that of independent fused multiply-adds of the same instruction set, measured before and after each shape, because a
+shared machine drifts; times are the least of R runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the problem: device, driver, versions, commit; called by records and dispatch."""
+"""What a figure depends on beside the problem: device, driver, versions, commit; called by suites, dispatch, gpu, conftest, cli."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The least arithmetic and the least bytes of a case, and the two ceilings of a device; called by profile and report."""
+"""The least arithmetic and the least bytes of a case, and the two ceilings of a device; called by profile, plots and suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One comparison: every contender checked against float64, then the right ones timed in turns; called by run, dispatch and gpu."""
+"""One comparison: all are checked, then timed in turns; called by suites and dispatch; profile, gpu, worker, records take parts."""
 
 from __future__ import annotations
 

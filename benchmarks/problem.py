@@ -1,4 +1,4 @@
-"""A case with its tensors: weights that keep the state alive, inputs, float64 answers; made by suites, run by contenders."""
+"""A case's tensors: weights that keep the state alive, inputs, float64 answers; for suites, dispatch, profile, conftest, judge."""
 
 from __future__ import annotations
 

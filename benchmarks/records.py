@@ -1,4 +1,4 @@
-"""Records: one JSON object per line and contender, checked when written and when read; written by run and gpu, read by report."""
+"""Records: one JSON object per line and contender, checked when written and read; by suites, run, worker, gpu, standing, report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: records to the README's win/lose tables, pictures and a page; uses summary, plots, page."""
+"""`python -m benchmarks report`: records to the README's tables, pictures and a page; uses summary, plots, page; also for gpu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks run`: carries out a plan on this machine and appends each comparison's records as soon as it is there."""
+"""`python -m benchmarks run`: carries out a plan on this machine, appends each comparison's records at once; gpu takes lines()."""
 
 from __future__ import annotations
 

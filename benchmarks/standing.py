@@ -1,4 +1,4 @@
-"""Which records still stand, and the `tidy` command, which drops the others from their files; called by report and cli."""
+"""Which records still stand, and the `tidy` command, which drops the others from their files; called by report, cli and gpu."""
 
 from __future__ import annotations
 

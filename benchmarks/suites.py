@@ -1,4 +1,4 @@
-"""What is compared with what: tasks planned from workloads and growth curves, and one carried out; called by run and gpu."""
+"""What is compared with what: tasks, planned by cli and agenda, and how one is carried out, by run, worker, profile, conftest."""
 
 from __future__ import annotations
 

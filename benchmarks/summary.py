@@ -1,4 +1,4 @@
-"""From records to what they say: ratios within one comparison, one row per case of a table; called by report, plots and page."""
+"""From records to what they say: ratios within one comparison, one row per case; called by report, plots, page and standing."""
 
 from __future__ import annotations
 

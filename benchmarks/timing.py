@@ -1,4 +1,4 @@
-"""Times several contenders in one process, in turns, so that drift meets all alike; called by measure after the checks."""
+"""Times contenders in one process, in turns, so that drift meets all alike; for measure, profile, floors, suites and dispatch."""
 
 from __future__ import annotations
 
