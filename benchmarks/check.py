@@ -94,9 +94,9 @@ def bounds(
     """What every other contender must keep: 1.5 times the error of eager (its worse layout), or 4 units of rounding where that
     is larger. For the cpu backend's fp32 its own policy stands instead (`cpu_precision`, see rdk.set_cpu_precision).
 
-    A sum within e of zero may fall on either side of a ReLU; e parts of all sums do, which moves a gradient by about √e, e being
-    the contender's own output error. In fp32 few sums or none do: a gradient is allowed FLIPS·√e, since one may. Elsewhere many
-    do, in eager as well: it is allowed LIKE_EAGER times eager's error, in proportion to √e.
+    If the contender's output error is e, about a fraction e of all sums lie so close to zero that rounding moves them across a
+    ReLU, and a gradient by about √e. In fp32 few sums or none do: a gradient is allowed FLIPS·√e, since one may. Elsewhere many do,
+    in eager too: it is allowed LIKE_EAGER times eager's error, and more in proportion to √e where e is larger than eager's.
     """
     worst = max(errors.output for errors in eager)
     output = max(1.5 * worst, 4 * precision.unit)
