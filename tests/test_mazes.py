@@ -8,7 +8,6 @@ import itertools
 import networkx
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -276,24 +275,9 @@ def test_canvas_too_small_is_a_sentence() -> None:
         mazes.generate(8, 1).images(2, 32)
 
 
-@pytest.mark.parametrize("cells, most", [(5, 4), (6, 2), (7, 0)])
-def test_random_shift_moves_whole_mazes(cells: int, most: int) -> None:
+@pytest.mark.parametrize("cells, most", [(5, 4), (6, 2), (7, 0), (8, 0)])
+def test_widest_shift_is_one_less_than_the_margin(cells: int, most: int) -> None:
     assert mazes.widest_shift(cells) == most
-    chosen = mazes.generate(cells, 400, seed=12)
-    images, targets = torch.from_numpy(chosen.images(2, 32)), torch.from_numpy(chosen.targets(2, 32))
-    before = images.clone()
-    moved, marks = mazes.random_shift(images, targets, most, torch.Generator().manual_seed(0))
-    assert torch.equal(images, before) and moved.dtype == images.dtype and marks.dtype == targets.dtype
-    shifts = set()
-    for old, new, old_mark, new_mark in zip(images, moved, targets, marks, strict=True):
-        first, now = (int(v.amax(0).sum(1).nonzero()[0]) for v in (old, new))
-        left, here = (int(v.amax(0).sum(0).nonzero()[0]) for v in (old, new))
-        down, right = now - first, here - left
-        assert torch.equal(torch.roll(old, (down, right), (1, 2)), new)
-        assert torch.equal(torch.roll(old_mark, (down, right), (0, 1)), new_mark)
-        shifts.add((down, right))
-    every = set(itertools.product(range(-most, most + 1), repeat=2))
-    assert shifts <= every and len(shifts) > 0.95 * len(every)
 
 
 def test_index_and_length() -> None:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from experiments.data.maze_raster import authors_path, breadth_first, place_on_canvas, rasterize
 from experiments.data.maze_trees import Trees, grow
@@ -158,27 +156,6 @@ def overlap(mazes: MazeSet, others: MazeSet) -> int:
 def widest_shift(cells: int, scale: int = 2, canvas: int = CANVAS) -> int:
     """Pixels by which the authors' loader may move a maze either way: one less than its margin (4, 2, 0 for 5, 6, 7 cells)."""
     return max((canvas - scale * (2 * cells + 1)) // 2 - 1, 0)
-
-
-def random_shift(
-    images: Tensor, targets: Tensor, most: int, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Moves every maze by an own amount, uniform in [-most, most] down and right; zeros come in, the sides stay.
-
-    images: (N, 3, H, W), targets: (N, H, W), on one device, any dtype. The authors draw a new shift at every access, for
-    training and for testing alike. `generator` must be on the CPU. Returns new tensors; most=0 returns the ones given.
-    """
-    if most == 0:
-        return images, targets
-    count, _, height, width = images.shape
-    both = torch.cat([images, targets[:, None].to(images.dtype)], dim=1)
-    padded = torch.nn.functional.pad(both, (most, most, most, most))
-    first = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator).to(images.device)
-    rows = first[0] + torch.arange(height, device=images.device)  # (N, H)
-    columns = first[1] + torch.arange(width, device=images.device)  # (N, W)
-    batch = torch.arange(count, device=images.device)[:, None, None]
-    moved = padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (N, H, W, 4)
-    return moved[:, :-1].contiguous(), moved[:, -1].to(targets.dtype).contiguous()
 
 
 def _check(cells: int, count: int, seed: int, stream: int, posts: str) -> None:
