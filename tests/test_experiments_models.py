@@ -1,4 +1,4 @@
-"""The networks of the experiments: parameter counts as the specification has them, depths, arithmetic, and their plain twins."""
+"""The networks of the experiments: parameter counts of the authors' (experiments/README.md), depths, arithmetic, plain twins."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Opened:
 
 
 def reference_label(free: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> np.ndarray:
-    """The specification's words, done one maze at a time: heap on cost only, open pixels pushed again, first parent kept."""
+    """What docs/mazes.md says of ties, one maze at a time: heap on cost only, open pixels pushed again, first parent kept."""
     first = Opened(0.0, start, None)
     heap, known, closed = [first], {start: first}, set()
     while True:
