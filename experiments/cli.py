@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cluster, configs, distributed, records, runner
-from experiments.data.sets import Where
+from experiments.data.base import Where
 from experiments.engine import Diverged, Interrupted, Place, train
 from experiments.folders import RunFolder
 from experiments.settings import Data, Model, Run, SettingsError, Train, from_dict, optional_copy

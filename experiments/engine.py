@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rdk
 from experiments import distributed, models
-from experiments.data.sets import Batches, Source, Where, open_source, shape_of
+from experiments.data.base import Batches, Where
+from experiments.data.sets import Source, open_source, shape_of
 from experiments.distributed import World
 from experiments.folders import RunFolder, provenance
 from experiments.models.network import DepthNet, memory_format

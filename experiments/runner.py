@@ -19,7 +19,7 @@ from rich.table import Table
 
 from experiments import distributed, records
 from experiments.configs import Experiment
-from experiments.data.sets import DataError
+from experiments.data.base import DataError
 from experiments.engine import Diverged, Interrupted, Place, train
 from experiments.estimate import RATES, Rate, estimate
 from experiments.folders import FolderError, RunFolder

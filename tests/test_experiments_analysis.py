@@ -14,7 +14,8 @@ from torch import Tensor
 from experiments import models
 from experiments.analysis import arithmetic, cka, halting, maze_claims, neurons, probes, receptive, visualise
 from experiments.configs import experiment
-from experiments.data.sets import Batches, InMemory
+from experiments.data.base import Batches
+from experiments.data.sets import InMemory
 from experiments.engine import Place
 from experiments.models.network import DepthNet
 from experiments.settings import Data, Model, Shape

@@ -21,7 +21,7 @@ from experiments import cluster, records, runner
 from experiments import estimate as estimate_module
 from experiments.cli import main
 from experiments.configs import EXPERIMENTS, experiment
-from experiments.data.sets import Where
+from experiments.data.base import Where
 from experiments.engine import Place
 from experiments.estimate import RATES, Rate, estimate
 from experiments.folders import RunFolder

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from experiments.data import imagenet as imagenet_files
 from experiments.data.augment import EpochDraws, normalised, windows
-from experiments.data.sets import Batches, DataError, InMemory, Where, open_source, shape_of
+from experiments.data.base import Batches, DataError, Where
+from experiments.data.sets import InMemory, open_source, shape_of
 from experiments.settings import Data
 
 torchvision = pytest.importorskip("torchvision.datasets")

@@ -380,7 +380,7 @@ def test_a_device_without_bfloat16_says_so(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.gpu
 def test_a_cuda_graph_computes_what_eager_does(tmp_path: Path) -> None:
-    from experiments.data.sets import Where
+    from experiments.data.base import Where
 
     found = []
     for graph in (True, False):

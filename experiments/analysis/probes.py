@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.configs import Experiment
-from experiments.data.sets import Batches, Source, open_source
+from experiments.data.base import Batches
+from experiments.data.sets import Source, open_source
 from experiments.engine import Place, load
 from experiments.models.network import DepthNet
 from experiments.settings import Run

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.configs import Experiment
-from experiments.data.sets import STATISTICS, Batches, open_source, shape_of
+from experiments.data.base import STATISTICS, Batches
+from experiments.data.sets import open_source, shape_of
 from experiments.engine import Place, load
 from experiments.models.network import DepthNet
 from experiments.settings import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.data.sets import DataError, Where
+from experiments.data.atomic import write_atomic
+from experiments.data.base import DataError, Where
 from experiments.vision import torchvision
 
 Pair = tuple[Tensor, Tensor]
@@ -95,10 +97,6 @@ def _idx_names() -> list[str]:
 
 def _unpack(folder: Path) -> None:
     """The archive holds gzip/emnist-balanced-*.gz; torchvision reads the unpacked files one folder up."""
-    import gzip
-
-    from experiments.data.atomic import write_atomic
-
     for name in _idx_names():
         packed = folder / "gzip" / f"emnist-balanced-{name}.gz"
         content = gzip.decompress(packed.read_bytes())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from experiments.data.augment import normalised
-from experiments.data.sets import STATISTICS, Batches, DataError, Where
+from experiments.data.base import STATISTICS, Batches, DataError, Where
 from experiments.settings import Data
 from experiments.vision import torchvision
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from experiments.data import files, imagenet
 from experiments.data.augment import EpochDraws, normalised, windows
+from experiments.data.base import STATISTICS, Batches, Where
+from experiments.data.mazes import train_and_test, widest_shift
 from experiments.settings import Data, Shape
 
 SHAPES = {
@@ -20,48 +21,9 @@ SHAPES = {
     "emnist": Shape(1, 28, 47),
     "imagenet": Shape(3, 224, 1000),
 }
-# SVHN's and CIFAR-10's channels; EMNIST with MNIST's constants, as the authors have it
-STATISTICS = {
-    "digits": ((0.305,), (0.350,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "emnist": ((0.1307,), (0.3081,)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "mazes": ((0.0,), (1.0 / 255,)),  # 0 and 1 stay 0 and 1
-}
 SIZES = {"digits": (1437, 360), "cifar10": (50_000, 10_000), "svhn": (73_257, 26_032), "emnist": (112_800, 18_800)}
 SIZES["imagenet"] = (1_281_167, 50_000)
 CROP = 4  # pixels of zeros around CIFAR-10 images, from which a window is cut
-
-
-class DataError(RuntimeError):
-    """Data that is missing or damaged, in a sentence with file, checksum and folder."""
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where data lies and goes: a folder, whether files may be fetched, and the device for the batches."""
-
-    root: Path = Path("runs/data")
-    download: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    workers: int = 4
-
-
-class Batches(NamedTuple):
-    """Which batches of an epoch: `batch` images in all processes together, from `first` up to `last`."""
-
-    batch: int
-    first: int
-    last: int
-    rank: int = 0
-    world: int = 1
-
-    def own(self, step: int) -> slice:
-        """The positions in the epoch of this process's share of a batch."""
-        share = self.batch // self.world
-        begin = step * self.batch + self.rank * share
-        return slice(begin, begin + share)
 
 
 class Source(Protocol):
@@ -116,15 +78,11 @@ def sizes_of(data: Data) -> tuple[int, int]:
 
 def maze_shift(data: Data) -> int:
     """Pixels by which mazes move either way: the authors' 4, 2, 0 on their canvas, none at one pixel per unit."""
-    from experiments.data.mazes import widest_shift
-
     return widest_shift(data.cells) if data.name == "mazes" and data.canvas else 0
 
 
 def open_source(data: Data, where: Where) -> Source:
     """The data set, checked. Raises DataError where it is missing or damaged."""
-    from experiments.data import files, imagenet
-
     if data.name == "imagenet":
         return imagenet.ImageNet(data, where)
     if data.name == "mazes":
@@ -134,8 +92,6 @@ def open_source(data: Data, where: Where) -> Source:
 
 
 def _mazes(data: Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    from experiments.data.mazes import train_and_test
-
     sets = train_and_test(data.cells, data.train_count, data.test_count, seed=data.maze_seed, posts=data.posts)
     scale, canvas = (2, data.canvas) if data.canvas else (1, None)
     train, test = (
