@@ -6,10 +6,8 @@ seed, so a checkpoint holds weights, optimiser, position and sums, and no random
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rdk
-from experiments import distributed, models
+from experiments import distributed, models, signals
 from experiments.data.base import Batches, Where
 from experiments.data.sets import Source, open_source, shape_of
 from experiments.distributed import World
@@ -69,7 +67,8 @@ def train(run: Run, place: Place, world: World | None = None) -> dict[str, Any]:
     """The run's result: read if it stands, else computed. Every process of the run calls this.
 
     Raises SettingsError, DataError, FolderError for what cannot be run, Diverged where the loss is no number, and
-    Interrupted after Ctrl-C or SIGTERM; all but the last two before anything is computed.
+    Interrupted after Ctrl-C or SIGTERM; all but the last two before anything is computed. A second Ctrl-C raises
+    KeyboardInterrupt at once, and the last checkpoint stands.
     """
     run.check()
     world = distributed.start(place.device) if world is None else world
@@ -133,7 +132,7 @@ class Training:
 
     def complete(self) -> dict[str, Any]:
         run, progress = self.run, self.progress
-        with _signals() as stop:
+        with signals.noted() as stop:
             while progress.epoch < run.train.epochs:
                 self._epoch(stop)
             self._save()
@@ -335,23 +334,6 @@ def load(run: Run, place: Place) -> DepthNet:
     net = models.build(run.model, shape_of(run.data)).to(place.device)
     net.load_state_dict(content["model"])
     return memory_format(net, run.train.channels_last).eval()  # type: ignore[return-value]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """While open, Ctrl-C and SIGTERM only fill the list; the training looks at it after a step."""
-    caught: list[int] = []
-    try:
-        before = [
-            (number, signal.signal(number, lambda n, _: caught.append(n))) for number in (signal.SIGINT, signal.SIGTERM)
-        ]
-    except ValueError:  # not the main thread, as inside some schedulers
-        before = []
-    try:
-        yield caught
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
 import rdk
+from experiments import signals
 from experiments.data.atomic import write_atomic
 from experiments.demo import problem
 from experiments.demo.network import Architecture, MazeNetwork
@@ -137,8 +135,11 @@ class Training:
         self.step += 1
 
     def run(self, report: Callable[[Training], None]) -> None:
-        """Trains to the last step. SIGINT and SIGTERM end it after the step under way, saved: raises Stopped."""
-        with _signals() as received:
+        """Trains to the last step. SIGINT and SIGTERM end it after the step under way, saved: raises Stopped.
+
+        A second SIGINT interrupts the step: raises KeyboardInterrupt, and what was last saved stands.
+        """
+        with signals.noted() as received:
             saved = time.monotonic()
             while self.step < self.options.steps:
                 began = time.perf_counter()
@@ -151,21 +152,3 @@ class Training:
                     saved = time.monotonic()
                 if received:
                     raise Stopped(received[0], self.step)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to; the second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
