@@ -245,10 +245,8 @@ class Training:
         distributed.same_buffers(self.net, self.world)
         last = self.progress.history[-1]
         tested = evaluate(self.net, self.run, self.source, self.place.device, self.world)
-        if self.run.data.name in (
-            "mazes",
-            "imagenet",
-        ):  # a second pass over training images would cost a third of an epoch
+        # a second pass over training images would cost a third of an epoch
+        if self.run.data.name in ("mazes", "imagenet"):
             return {**tested, "train_accuracy": last["accuracy"], "train_loss": last["loss"]}
         count = min(self.steps_per_epoch, -(-self.source.test_size // self.run.train.batch))
         batches = Batches(self.run.train.batch, 0, count, self.world.rank, self.world.size)

@@ -14,9 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 Settings = TypeVar("Settings", bound="Replaceable")
 
-DEPTHS: dict[
-    str, tuple[int, int]
-] = {  # family: layers outside in the depth that the figures print, layers per iteration
+# family: layers outside in the depth that the figures print, layers per iteration
+DEPTHS: dict[str, tuple[int, int]] = {
     "mlp": (2, 1),
     "convnet": (3, 1),
     "residual": (3, 4),

@@ -19,11 +19,8 @@ from experiments.data.sets import open_source
 from experiments.engine import Place, load
 from experiments.settings import Run
 
-LAYERS = (
-    "penultimate",
-    "module",
-    "module_mean",
-)  # the last pooled vector, the internal module's output, its mean over the map
+# the last pooled vector, the internal module's output, its mean over the map
+LAYERS = ("penultimate", "module", "module_mean")
 
 
 def gram(x: Tensor) -> Tensor:
