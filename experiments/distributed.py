@@ -1,4 +1,4 @@
-"""What several processes of one run agree upon; called by engine.py. With one process every function is the identity."""
+"""What several processes of one run agree upon; one process: the identity. Called by cli, cluster, runner, engine and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains one run from its settings to its result, and goes on bit for bit where an earlier attempt ended; called by the runner.
+"""Trains one run to its result, and goes on bit for bit where it was stopped; called by cli, runner, cluster and the analyses.
 
 What is random in an epoch is drawn from the seed and the epoch's number (data/augment.py), and the initial weights from the
 seed, so a checkpoint holds weights, optimiser, position and sums, and no random state.

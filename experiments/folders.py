@@ -1,4 +1,4 @@
-"""A run's folder: its lock, checkpoint, metrics and result, every file whole or absent; called by engine.py and the runner."""
+"""A run's folder: its lock, checkpoint, metrics and result, each whole or absent; called by cli, runner, engine and records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed records: a line per finished run, a file per analysis; written and read by runner.py and the report."""
+"""The committed records: a line per finished run, a file per analysis; called by cli, runner and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one training run is: frozen settings, their checks, their hash, and overriding them; used by everything here."""
+"""What one training run is: frozen settings, their checks, their hash, and overriding them; used by all here but the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The presets: one experiment per table, figure and claim of the paper, with its runs; called by cli.py and the report."""
+"""The presets: one experiment per table, figure and claim of the paper, with its runs; called by cli, runner, analysis, report."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The paper's training recipes, one function per kind of data; called by the presets. Where text and code of the authors differ,
-the code is followed and the difference is said in README.md."""
+"""The paper's training recipes, one function per kind of data; called by the presets and analysis/arithmetic.
+
+Where text and code of the authors differ, the code is followed and the difference is said in README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same runs at a size that a laptop can do, and at one that only shows that they work; called by configs.runs_at."""
+"""The same runs at a size that a laptop can do, and at one that only shows that they work; called by Experiment.runs_at."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Data for the experiments; mazes.py is called by the demo and by the runner."""
+"""Data for the experiments: sets.py opens each of them; the demo calls mazes.py, maze_raster.py and atomic.py alone."""

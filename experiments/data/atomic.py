@@ -1,4 +1,4 @@
-"""Writes a file so that a reader finds the old one or the whole new one, never half; called by maze_files and the demo."""
+"""Writes a file so that a reader finds the old or a whole new one; called by maze_files, files, folders, records, report, demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation of uint8 images on the device: for each image an own window and flip, by one pad and gather; called by sets.py."""
+"""Augmentation of uint8 images on the device: each gets its own window and flip, by one gather; called by sets and imagenet."""
 
 from __future__ import annotations
 

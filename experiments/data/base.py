@@ -1,5 +1,4 @@
-"""What every data set shares: its error, where files lie, which batches, means and deviations; used by sets, files, imagenet and
-all that opens a set (engine, runner, cli, analyses)."""
+"""What data sets share: error, folder, batches, means; used by sets, files, imagenet, cli, runner, engine, probes, visualise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's mazes: generated, drawn as images, kept apart by key; called by the demo, the runner and the command line.
+"""The paper's mazes, drawn as images and kept apart by key; called by the demo, sets, analyses, report, maze_cli and maze_files.
 
     python -m experiments.data.mazes --cells 5 --count 60000 --out mazes5.npz
     python -m experiments.data.mazes --paper data/mazes        # 50,000 + 10,000 each of 5, 6 and 7 cells

@@ -1,4 +1,4 @@
-"""Opens the data set that a settings.Data names and hands out its batches; called by engine.py and the analyses."""
+"""Opens the data set that a settings.Data names and hands out its batches; called by engine.py, estimate.py and the analyses."""
 
 from __future__ import annotations
 

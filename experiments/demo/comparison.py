@@ -1,4 +1,4 @@
-"""Time and memory of one training step in plain PyTorch and in rdk, checked against each other first; called by run."""
+"""Time and memory of one training step in plain PyTorch and in rdk, checked against each other first; called by run and show."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class DisagreementError(RuntimeError):
 
 
 def plain_iteration(network: MazeNetwork, state: Tensor, inject: Tensor | None, iteration: int) -> Tensor:
-    """What rdk computes in one iteration, as anyone would write it in PyTorch."""
+    """What rdk computes in one iteration, as anyone would write it in PyTorch; rdk.to_modules has n iterations in one piece,
+    and here n changes and each iteration is a checkpoint of its own."""
     inputs = []
     for number, stage in enumerate(network.core.functional_stages()):
         inputs.append(state)

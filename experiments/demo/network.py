@@ -1,4 +1,4 @@
-"""The demo's maze network, and its file; called by training, evaluation, comparison and run."""
+"""The demo's maze network, and its file; called by options, training, evaluation, comparison and run."""
 
 from __future__ import annotations
 

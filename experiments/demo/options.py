@@ -1,4 +1,4 @@
-"""The demo's flags, checked; called by run."""
+"""The demo's flags, checked; parsed by __main__, read by run and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mazes the demo trains and tests on, and what right means; called by training, evaluation and comparison."""
+"""Which mazes the demo trains and tests on, and what right means; called by training, evaluation, comparison and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo prints: mazes as frames, tables, the progress of training; called by run."""
+"""What the demo prints: mazes as frames, tables, the progress of training; called by run and, for the console, __main__."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the demo's network, saves as it goes and resumes bit for bit; called by run."""
+"""Trains the demo's network, saves as it goes and resumes bit for bit; called by run and show."""
 
 from __future__ import annotations
 

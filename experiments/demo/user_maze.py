@@ -1,4 +1,4 @@
-"""Reads a maze of the user's own, ASCII or PNG, with a sentence for everything that does not fit; called by run (--solve)."""
+"""Reads a maze of the user's own, ASCII or PNG, a sentence for all that does not fit; called by run (--solve), pictures, show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the network that a settings.Model describes; called by engine.py and the analyses."""
+"""Builds the network that a settings.Model describes; called by engine.py, estimate.py and the analyses."""
 
 from __future__ import annotations
 

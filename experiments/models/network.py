@@ -1,4 +1,4 @@
-"""The one shape of all networks here: layers before, the internal module applied n times, layers after; built by each family."""
+"""The one shape of all networks here: layers, a module applied n times, layers; built by each family, used by engine, analyses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The internal module in plain PyTorch layers, to compare rdk's with; built by network.internal_module for model.plain."""
+"""The internal module in plain PyTorch, by hand, with states and n at call time; built by network.internal_module for model.plain.
+
+rdk.to_modules has neither, and is made from the module that this one is the reference of.
+"""
 
 from __future__ import annotations
 

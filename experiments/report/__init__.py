@@ -1,4 +1,4 @@
-"""Writes REPORT.md, report.html and the README's table from the committed records; called by cli.py."""
+"""Writes REPORT.md, report.html and the table of experiments/README.md from the committed records; called by cli.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections made of training results alone: Tables 1 and 2, Figures 2 and 5, claims C4, C9 and C10; called by report.write."""
+"""Sections of training results: Tables 1 and 2, Figures 2 and 5, claims C4, C9, C10; called by report.write, sections_analysis."""
 
 from __future__ import annotations
 
