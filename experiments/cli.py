@@ -3,7 +3,7 @@
 python -m experiments run F2a --smoke              # five steps on digits, to see that everything works
 python -m experiments run F2 --laptop              # the sweep at a size for a CPU
 python -m experiments run T2 --dry-run             # which runs, how long
-python -m experiments run T2 --schedule-scale 0.25 --jobs 4
+python -m experiments run T2 --epoch-scale 0.25 --jobs 4
 python -m experiments run F2c --only data.name=cifar10 --train.epochs 50
 torchrun --nproc-per-node 4 -m experiments run F2d
 """
@@ -26,9 +26,15 @@ from experiments import cluster, configs, distributed, records, runner
 from experiments.data.base import Where
 from experiments.engine import Diverged, Interrupted, Place, train
 from experiments.folders import RunFolder
-from experiments.settings import Data, Model, Run, SettingsError, Train, from_dict, optional_copy
+from experiments.settings import Data, Model, Run, SettingsError, Train, current_names, from_dict, optional_copy
 
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
+# words of older command lines
+RENAMED = {
+    "--schedule-scale": "--epoch-scale",
+    "--train.schedule": "--train.lr-rule",
+    "train.schedule": "train.lr_rule",
+}
 ModelOverrides: Any = optional_copy(Model, "Overrides of every run's network.")
 DataOverrides: Any = optional_copy(Data, "Overrides of every run's data.")
 TrainOverrides: Any = optional_copy(Train, "Overrides of every run's recipe.")
@@ -72,7 +78,7 @@ class RunCommand:
     """five steps of narrow nets on digits or small mazes: shows that everything works"""
     laptop: bool = False
     """digits and small mazes at a size for a CPU"""
-    schedule_scale: float = 1.0
+    epoch_scale: float = 1.0
     """multiplies epochs and milestones"""
     seeds: int = 0
     """keep only the seeds below this; 0 keeps all"""
@@ -98,12 +104,12 @@ class RunCommand:
         console = Console()
         if self.smoke and self.laptop:
             raise SettingsError("--smoke and --laptop exclude each other.")
-        if not self.schedule_scale > 0:
-            raise SettingsError(f"--schedule-scale must be positive, got {self.schedule_scale}.")
+        if not self.epoch_scale > 0:
+            raise SettingsError(f"--epoch-scale must be positive, got {self.epoch_scale}.")
         experiment = configs.experiment(self.name)
         scale = "smoke" if self.smoke else "laptop" if self.laptop and experiment.runs() else "full"
         overrides = RunOverrides(self.model, self.data, self.train)
-        choice = runner.Choice(scale, self.schedule_scale, self.seeds, self.only, overrides)
+        choice = runner.Choice(scale, self.epoch_scale, self.seeds, self.only, overrides)
         runs = runner.chosen_runs(experiment, choice)
         if not runs and experiment.runs():
             raise SettingsError(f"{self.name} has no runs at --{scale}: it says nothing at that size.")
@@ -181,7 +187,7 @@ class StatusCommand:
         for file in sorted(self.runs.glob("*/*/run.json")):
             run = _settings_in(file)
             if run.key not in known:
-                scale = run.scale if run.schedule == 1 else f"{run.scale} × {run.schedule:g}"
+                scale = run.scale if run.epoch_scale == 1 else f"{run.scale} × {run.epoch_scale:g}"
                 others.setdefault((f"{run.home}, changed", scale), []).append(RunFolder(self.runs, run))
         for (name, scale), folders in others.items():
             _add_row(table, name, scale, folders, "")
@@ -231,12 +237,18 @@ class OneCommand:
 def _settings_in(file: Path) -> Run:
     """The run whose settings a run.json holds."""
     try:
-        return from_dict(Run, json.loads(file.read_text()))
+        return from_dict(Run, current_names(json.loads(file.read_text())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{file} holds no settings of a run ({type(error).__name__}: {error}).") from error
 
 
 COMMANDS = {"list": ListCommand, "run": RunCommand, "report": ReportCommand, "status": StatusCommand, "one": OneCommand}
+
+
+def _current_word(word: str) -> str:
+    """A word of the command line, where it is an old flag or filter (with its =VALUE, if any) under today's name."""
+    name, equals, value = word.partition("=")
+    return f"{RENAMED.get(name, name)}{equals}{value}"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -245,7 +257,8 @@ def main(words: list[str] | None = None) -> int:
     again = f"The same command goes on: python -m experiments {' '.join(words)}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # between runs, SIGTERM ends the program as Ctrl-C does
     try:
-        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments", args=words)
+        current = [_current_word(word) for word in words]
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments", args=current)
         return command()
     except runner.ERRORS as error:
         print(f"experiments: {error}", file=sys.stderr)

@@ -149,7 +149,7 @@ class Training:
         result = {
             "home": run.home,
             "scale": run.scale,
-            "schedule": run.schedule,
+            "epoch_scale": run.epoch_scale,
             "key": run.key,
             "settings": as_dict(run),
             "metrics": metrics,

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from experiments.data.atomic import write_atomic
-from experiments.settings import LABELS, Run, SettingsError, as_dict, differences
+from experiments.settings import LABELS, Run, SettingsError, as_dict, current_names, differences
 
 CHECKPOINT_FORMAT = 1
 
@@ -65,7 +65,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if the run is finished."""
-        return json.loads(self.result.read_text()) if self.result.exists() else None
+        return current_names(json.loads(self.result.read_text())) if self.result.exists() else None
 
     def write_json(self, path: Path, value: Any) -> None:
         self._write(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
@@ -94,7 +94,7 @@ class RunFolder:
             raise FolderError(
                 f"{path} is no checkpoint of format {CHECKPOINT_FORMAT}. Remove it to start this run anew."
             )
-        differing = differences(content["settings"], _compared(self.run))
+        differing = differences(current_names(content["settings"]), _compared(self.run))
         if differing:
             raise SettingsError(f"{path} belongs to a run with other settings: {'; '.join(differing)}.")
         return content

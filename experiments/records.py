@@ -12,7 +12,7 @@ import torch
 
 from experiments.data.atomic import write_atomic
 from experiments.folders import provenance
-from experiments.settings import SettingsError
+from experiments.settings import SettingsError, current_names
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,7 +71,7 @@ def analyses(results: Path = RESULTS) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [current_names(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _order(result: dict[str, Any]) -> tuple[Any, ...]:

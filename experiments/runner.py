@@ -33,14 +33,14 @@ class Choice:
     """Which runs of an experiment, and how they are changed."""
 
     scale: str = "full"
-    schedule: float = 1.0
+    epoch_scale: float = 1.0
     seeds: int = 0
     filters: tuple[str, ...] = ()
     overrides: Any = None
 
     def changes(self) -> list[str]:
         """What makes the runs others than the preset's, in the words of the command line."""
-        found = [f"--schedule-scale {self.schedule:g}"] if self.schedule != 1 else []
+        found = [f"--epoch-scale {self.epoch_scale:g}"] if self.epoch_scale != 1 else []
         found += [f"--seeds {self.seeds}"] if self.seeds else []
         found += [f"--only {' '.join(self.filters)}"] if self.filters else []
         for group, given in vars(self.overrides).items() if self.overrides is not None else ():
@@ -62,8 +62,8 @@ def chosen_runs(experiment: Experiment, choice: Choice) -> list[Run]:
         raise SettingsError(f"--seeds must be at least 0, got {choice.seeds}.")
     found = []
     for run in experiment.runs_at(choice.scale):
-        if choice.schedule != 1.0:
-            run = run.replaced(train=run.train.scaled(choice.schedule), schedule=choice.schedule)
+        if choice.epoch_scale != 1.0:
+            run = run.replaced(train=run.train.scaled(choice.epoch_scale), epoch_scale=choice.epoch_scale)
         if choice.seeds and run.seed >= choice.seeds:
             continue
         if not all(_matches(run, text) for text in choice.filters):

@@ -24,7 +24,7 @@ DEPTHS: dict[str, tuple[int, int]] = {
     "maze": (4, 4),
 }
 FIXED_DEPTHS = {"resnet18": 18, "resnet50": 50}
-LABELS = ("home", "scale", "schedule")  # of a Run; they change nothing that is computed
+LABELS = ("home", "scale", "epoch_scale")  # of a Run; they change nothing that is computed
 
 
 class Shape(NamedTuple):
@@ -131,7 +131,7 @@ class Train(Replaceable):
     milestones: tuple[int, ...] = ()
     factor: float = 0.1
     epochs: int = 200
-    schedule: Literal["steps", "cosine"] = "steps"
+    lr_rule: Literal["steps", "cosine"] = "steps"
     """steps: a warm-up of four epochs, then × factor at each milestone; cosine: 15 % linear warm-up, then cosine to 0, per step"""
     momentum: float = 0.9
     weight_decay: float = 2e-4
@@ -171,11 +171,11 @@ class Train(Replaceable):
 
 @dataclass(frozen=True)
 class Run(Replaceable):
-    """One training run. Its folder is runs/<home>/<key>; home, scale and schedule are labels, all else is in the key."""
+    """One training run. Its folder is runs/<home>/<key>; home, scale and epoch_scale are labels, all else is in the key."""
 
     home: str = "scratch"
     scale: Literal["full", "laptop", "smoke"] = "full"
-    schedule: float = 1.0
+    epoch_scale: float = 1.0
     """by which the paper's epochs and milestones were multiplied; train holds the product"""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -195,6 +195,7 @@ class Run(Replaceable):
     def key(self) -> str:
         """12 hexadecimal digits of the settings' SHA-256."""
         settings = {name: value for name, value in as_dict(self).items() if name not in LABELS}
+        settings["train"]["schedule"] = settings["train"].pop("lr_rule")  # its name in all keys ever given
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -223,6 +224,15 @@ def from_dict(cls: type[Settings], values: dict[str, Any]) -> Settings:
         else:
             found[name] = tuple(value) if isinstance(value, list) else value
     return cls(**found)
+
+
+def current_names(stored: dict[str, Any], part: str = "") -> dict[str, Any]:
+    """What a file holds, under today's names: both train.lr_rule and epoch_scale were once called schedule."""
+    old = {"schedule": "lr_rule" if part == "train" else "epoch_scale"}
+    return {
+        old.get(name, name): current_names(value, name) if isinstance(value, dict) else value
+        for name, value in stored.items()
+    }
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

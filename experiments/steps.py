@@ -17,7 +17,7 @@ WARM_UP = (0.181269, 0.329680, 0.451188, 0.550671)  # of the learning rate in ep
 
 def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> float:
     """In force at that step: the authors' warm-up and milestones per epoch, or 15 % linear warm-up and a cosine per step."""
-    if train.schedule == "steps":
+    if train.lr_rule == "steps":
         warm = WARM_UP[epoch] if epoch < len(WARM_UP) else 1.0
         return train.lr * warm * train.factor ** sum(epoch >= milestone for milestone in train.milestones)
     total, done = train.epochs * steps_per_epoch, epoch * steps_per_epoch + step

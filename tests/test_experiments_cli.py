@@ -68,7 +68,7 @@ def test_list_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     folder = tmp_path / run.home / run.key
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    other = run.replaced(schedule=0.25, train=run.train.scaled(0.25))
+    other = run.replaced(epoch_scale=0.25, train=run.train.scaled(0.25))
     changed = RunFolder(tmp_path, other)
     with changed.locked():
         changed.write_json(changed.path / "run.json", as_dict(other))
@@ -85,6 +85,21 @@ def test_dry_run_counts_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert "8 runs at 300 TFLOP/s" in printed and "2.75 hours to go" in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_older_words_of_the_command_line_still_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    printed = []
+    for scale, rule, wanted in (
+        ("--epoch-scale", "--train.lr-rule", "train.lr_rule=steps"),
+        ("--schedule-scale", "--train.schedule", "train.schedule=steps"),
+    ):
+        words = ["F2a", "--dry-run", f"{scale}=0.5", rule, "cosine", "--only", wanted, "seed=0", "data.name=svhn"]
+        assert run_here(tmp_path, *words) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "16 runs at" in printed[0]
 
 
 def test_estimates_agree_with_the_papers_arithmetic() -> None:

@@ -311,7 +311,7 @@ def test_learning_rates_of_the_paper() -> None:
     recipe = Train(lr=0.1, milestones=(60, 120), factor=0.5, epochs=160)
     expected = {0: 0.0181269, 1: 0.032968, 2: 0.0451188, 3: 0.0550671, 4: 0.1, 59: 0.1, 60: 0.05, 119: 0.05, 120: 0.025}
     assert {e: learning_rate(recipe, e, 3, 10) for e in expected} == pytest.approx(expected)
-    cosine = Train(lr=0.4, epochs=2, schedule="cosine")
+    cosine = Train(lr=0.4, epochs=2, lr_rule="cosine")
     rates = [learning_rate(cosine, epoch, step, 50) for epoch in (0, 1) for step in range(50)]
     assert rates[0] == pytest.approx(0.4 / 15) and rates[14] == rates[15] == pytest.approx(0.4)
     assert all(a > b for a, b in zip(rates[15:], rates[16:], strict=False)) and rates[-1] < 0.001

@@ -27,7 +27,7 @@ def result(run: Run, accuracy: float, **more: Any) -> dict[str, Any]:
     return {
         "home": run.home,
         "scale": run.scale,
-        "schedule": run.schedule,
+        "epoch_scale": run.epoch_scale,
         "key": run.key,
         "settings": as_dict(run),
         "metrics": metrics,
@@ -62,7 +62,7 @@ def test_the_report_computes_what_it_prints(tmp_path: Path) -> None:
     for run in experiment("F2c").runs_at("laptop"):
         records.add_run(result(run, 90.0 + run.model.depth / 10 + run.seed / 100), tmp_path)
     scaled = experiment("F2c").runs()[0]
-    scaled = scaled.replaced(schedule=0.25, train=scaled.train.scaled(0.25).replaced(dtype="bfloat16"))
+    scaled = scaled.replaced(epoch_scale=0.25, train=scaled.train.scaled(0.25).replaced(dtype="bfloat16"))
     records.add_run(result(scaled, 88.8), tmp_path)
     for name in ("F1", "F3", "C1"):
         assert main(["run", name, "--results", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 0
@@ -76,7 +76,7 @@ def test_the_report_computes_what_it_prints(tmp_path: Path) -> None:
     assert "| 7 | 90.71 ± 0.01 (n=3) | 90.71 ± 0.01 (n=3) | +0.00 | same net |" in text
     assert "| 11 | 91.11 ± 0.01 (n=3) | 91.11 ± 0.01 (n=3) | +0.00 ± 0.01 | yes |" in text
     assert "rank correlation of accuracy with depth +1.00; rises with depth" in text
-    assert "schedule × 0.25, with train.dtype: bfloat16, not float32" in text and "88.80 (n=1)" in text
+    assert "epochs × 0.25, with train.dtype: bfloat16, not float32" in text and "88.80 (n=1)" in text
     assert "11,815,434 and 30,689,802" in text and "test device" in text and "commit abc" in text
     assert (
         "old" not in readme.read_text() and readme.read_text().startswith("before") and "| C1 |" in readme.read_text()
@@ -129,12 +129,12 @@ def section_of(name: str, results: list[dict[str, Any]]) -> Section:
 
 
 def quarter(run: Run) -> Run:
-    return run.replaced(schedule=0.25, train=run.train.scaled(0.25))
+    return run.replaced(epoch_scale=0.25, train=run.train.scaled(0.25))
 
 
 @pytest.mark.parametrize("name", ["T1", "T2", "C4", "F2d", "C9", "C10"])
 def test_the_papers_recipe_makes_the_headline(name: str, undrawn: None) -> None:
-    """Runs with another schedule or an override come after it, in tables whose notes say so; alone, they are named."""
+    """Runs with fewer epochs or an override come after it, in tables whose notes say so; alone, they are named."""
     results, others = [], []
     runs = experiment(name).runs() if name != "C10" else experiment("T2").runs()
     for run in runs:
@@ -147,10 +147,10 @@ def test_the_papers_recipe_makes_the_headline(name: str, undrawn: None) -> None:
     headline |= {"T1": "CIFAR-10 recurrent 15: 80.00", "F2d": "one run of each net at 3 of the depths"}
     assert found.ours.startswith(headline[name])
     notes = [grid.note for grid in found.grids]
-    for words in ("the paper's recipe", "schedule × 0.25", "train.lr: 7.0, not "):
+    for words in ("the paper's recipe", "epochs × 0.25", "train.lr: 7.0, not "):
         assert any(words in note for note in notes), (words, notes)
     assert not any("next" in remark for remark in found.remarks)
-    assert section_of(name, others).ours.startswith("schedule × 0.25: ")
+    assert section_of(name, others).ours.startswith("epochs × 0.25: ")
 
 
 def test_pairs_of_one_iteration_do_not_count_as_alike(undrawn: None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments import records
 from experiments.configs import EXPERIMENTS, experiment, f2, f2b_wide, f5, f5_adam, t1, t1_depths
 from experiments.configs.scales import laptop
 from experiments.settings import (
@@ -17,6 +18,7 @@ from experiments.settings import (
     SettingsError,
     Train,
     as_dict,
+    current_names,
     differences,
     from_dict,
     optional_copy,
@@ -102,7 +104,7 @@ def test_adam_recipes() -> None:
     ]
 
 
-def test_quarter_schedule_rounds_down() -> None:
+def test_a_quarter_of_the_epochs_rounds_down() -> None:
     assert Train(epochs=150, milestones=(50, 100)).scaled(0.25) == Train(epochs=37, milestones=(12, 25))
     assert Train(epochs=3).scaled(0.01).epochs == 1
 
@@ -117,15 +119,33 @@ def test_analyses_find_their_nets_in_the_sweeps() -> None:
 
 def test_the_key_is_the_settings() -> None:
     run = Run(seed=3)
-    settings = {k: v for k, v in as_dict(run).items() if k not in ("home", "scale", "schedule")}
+    settings = {k: v for k, v in as_dict(run).items() if k not in ("home", "scale", "epoch_scale")}
+    settings["train"]["schedule"] = settings["train"].pop("lr_rule")
     assert run.key == hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    assert run.key == run.replaced(home="x", scale="laptop", schedule=0.5).key
+    assert run.key == run.replaced(home="x", scale="laptop", epoch_scale=0.5).key
     changed = [
         run.replaced(seed=4),
         run.replaced(model=replace(run.model, depth=4)),
         run.replaced(data=Data(augment="flip")),
     ]
     assert len({one.key for one in [run, *changed]}) == 4
+
+
+def test_files_with_older_names_are_read_under_the_same_key() -> None:
+    """train.lr_rule and epoch_scale were called schedule; a key is what a folder and every record is found by."""
+    run = Run(epoch_scale=0.5, train=Train(lr_rule="cosine", epochs=20))
+    assert run.key == "0cb323257a82"
+    stored = as_dict(run)
+    stored["schedule"] = stored.pop("epoch_scale")
+    stored["train"]["schedule"] = stored["train"].pop("lr_rule")
+    read = current_names({"schedule": 0.5, "settings": stored, "metrics": {"test_accuracy": 1.0}})
+    assert read == {"epoch_scale": 0.5, "settings": as_dict(run), "metrics": {"test_accuracy": 1.0}}
+    assert from_dict(Run, read["settings"]) == run and current_names(read) == read
+
+
+def test_every_committed_record_is_under_the_key_of_its_settings() -> None:
+    found = records.runs()
+    assert found and all(from_dict(Run, entry["settings"]).key == entry["key"] for entry in found)
 
 
 def test_laptop_runs_differ_in_nothing_but_the_net() -> None:

@@ -9,10 +9,10 @@ from experiments.settings import Data, Run, Train
 LAPTOP_WIDTHS = {"mlp": 200, "convnet": 32, "residual": 64, "residual_bn": 64}
 LAPTOP_IMAGES = Data(name="digits")
 # the paper's SGD does not leave the plateau of nets without BatchNorm in the 880 steps that digits give
-LAPTOP_TRAIN = Train("adamw", 1e-3, epochs=20, schedule="cosine", weight_decay=1e-4, clip=1.0, batch=32, test_batch=180)
+LAPTOP_TRAIN = Train("adamw", 1e-3, epochs=20, lr_rule="cosine", weight_decay=1e-4, clip=1.0, batch=32, test_batch=180)
 # the demo's optimiser: fresh mazes, one pass, clipped gradients
 LAPTOP_MAZES = Train(
-    "adamw", 8e-3, epochs=1, schedule="cosine", weight_decay=1e-4, betas=(0.9, 0.99), clip=1.0, batch=64, test_batch=250
+    "adamw", 8e-3, epochs=1, lr_rule="cosine", weight_decay=1e-4, betas=(0.9, 0.99), clip=1.0, batch=64, test_batch=250
 )
 
 

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add = training.add_argument
     add("--steps", type=int, default=800, help="training steps")
     add("--batch", type=int, default=64, help="mazes per step")
-    add("--learning-rate", type=float, default=8e-3, help="peak of the schedule")
+    add("--learning-rate", type=float, default=8e-3, help="the highest, after the warm-up")
     add("--seed", type=int, default=0, help="of the weights, the mazes and the number of iterations of every step")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", type=int, default=1, help="CPU threads")

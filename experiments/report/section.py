@@ -53,7 +53,7 @@ def frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
             {
                 "home": record["home"],
                 "scale": record["scale"],
-                "schedule": record["schedule"],
+                "epoch_scale": record["epoch_scale"],
                 "key": record["key"],
                 "settings": record["settings"],
                 "seed": record["settings"]["seed"],
@@ -111,14 +111,14 @@ def analysis_source(record: dict[str, Any]) -> str:
     return f"{record['device']}; commit {record['commit']}; {record['date']}"
 
 
-def setting(scale: str, schedule: float, runs: pd.DataFrame) -> str:
+def setting(scale: str, epoch_scale: float, runs: pd.DataFrame) -> str:
     """How a group of runs was made, for headings."""
     changed = runs["changed"].iloc[0]
-    return _recipe(scale, schedule, runs) + (f", with {changed}" if changed else "")
+    return _recipe(scale, epoch_scale, runs) + (f", with {changed}" if changed else "")
 
 
-def _recipe(scale: str, schedule: float, runs: pd.DataFrame) -> str:
+def _recipe(scale: str, epoch_scale: float, runs: pd.DataFrame) -> str:
     if scale == "full":
-        return PAPERS_RECIPE if schedule == 1 else f"schedule × {schedule:g}"
+        return PAPERS_RECIPE if epoch_scale == 1 else f"epochs × {epoch_scale:g}"
     kinds = {name == "mazes" for name in runs["data"]}
     return "laptop scale: " + "; ".join(text for mazes, text in LAPTOP_RECIPES.items() if mazes in kinds)

@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
     pictures: Path
 
     def of(self, name: str) -> Iterator[tuple[str, float, pd.DataFrame]]:
-        """The recorded runs of an experiment, apart by scale, schedule and what was overridden; the paper's own first.
+        """The recorded runs of an experiment, apart by scale, factor on the epochs and what was overridden; the paper's own first.
 
         The column `changed` of a group says in one text what differs from the preset, or nothing.
         """
@@ -45,9 +45,9 @@ class Evidence(NamedTuple):
                 if preset is not None:
                     rows.append({**row, "changed": _changed(row, preset)})
             if rows:
-                groups = pd.DataFrame(rows).groupby(["schedule", "changed"])
-                for (schedule, _), part in sorted(groups, key=lambda pair: (-float(pair[0][0]), pair[0][1])):
-                    yield scale, float(schedule), part
+                groups = pd.DataFrame(rows).groupby(["epoch_scale", "changed"])
+                for (epoch_scale, _), part in sorted(groups, key=lambda pair: (-float(pair[0][0]), pair[0][1])):
+                    yield scale, float(epoch_scale), part
 
     def strays(self) -> list[str]:
         """The recorded runs that no preset holds, because an override made other nets or data of them."""
@@ -61,8 +61,8 @@ class Evidence(NamedTuple):
 
 
 def _changed(row: dict[str, Any], preset: Run) -> str:
-    if row["schedule"] != 1:
-        preset = preset.replaced(train=preset.train.scaled(row["schedule"]))
+    if row["epoch_scale"] != 1:
+        preset = preset.replaced(train=preset.train.scaled(row["epoch_scale"]))
     one, other = (
         {k: v for k, v in settings.items() if k not in LABELS} for settings in (row["settings"], as_dict(preset))
     )
@@ -121,13 +121,13 @@ def section(name: str, evidence: Evidence) -> Section:
     """The section of an experiment that is made of runs."""
     entry = EXPERIMENTS[name]
     found = Section(name, entry.title, paper.CLAIMS[name], missing=missing(name, evidence))
-    for scale, schedule, runs in evidence.of(name):
-        BUILDERS[name](found, runs, evidence, scale, schedule)
+    for scale, epoch_scale, runs in evidence.of(name):
+        BUILDERS[name](found, runs, evidence, scale, epoch_scale)
         found.sources += sources(runs)
     return found
 
 
-def table_1(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def table_1(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     rows = []
     for (data, family, depth, recurrent), part in runs.groupby(["data", "family", "depth", "recurrent"]):
         name = pictures.DATA_NAMES[str(data)]
@@ -138,16 +138,16 @@ def table_1(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
         gap = f"{part['test_accuracy'].mean() - printed[0]:+.2f}" if compared and printed else "–"
         rows.append([name, net, statistic(part["test_accuracy"]), theirs, gap, f"{part['parameters'].iloc[0]:,}"])
     note = (
-        f"Runs: {setting(scale, schedule, runs)}. The paper does not say the recurrent nets' depth; 15 is the deepest that "
+        f"Runs: {setting(scale, epoch_scale, runs)}. The paper does not say the recurrent nets' depth; 15 is the deepest that "
         f"rounds to both printed parameter counts."
     )
     found.grids.append(Grid(["data", "net", "test %", "paper", "difference", "parameters"], rows, note))
     main = [f"{row[0]} {row[1]}: {row[2]}" for row in rows if row[1] in ("recurrent 15", "ResNet-18")]
     if scale == "full" and main:
-        _headline(found, "; ".join(main), scale, schedule, runs)
+        _headline(found, "; ".join(main), scale, epoch_scale, runs)
 
 
-def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     for dilation, chosen in runs.groupby("dilation"):
         rows = []
         for depth, part in chosen.groupby("depth"):
@@ -168,19 +168,20 @@ def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
             *WITHOUT_MASK,
         ]
         found.grids.append(
-            Grid(headings[: len(rows[0])], rows, f"Dilation variant {dilation}; {setting(scale, schedule, runs)}.")
+            Grid(headings[: len(rows[0])], rows, f"Dilation variant {dilation}; {setting(scale, epoch_scale, runs)}.")
         )
         if dilation == "A":
             text = "; ".join(f"depth {row[0]}: R {row[1]}, FF {row[4]}" for row in rows)
-            _headline(found, text, scale, schedule, runs)
+            _headline(found, text, scale, epoch_scale, runs)
 
 
-def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     by = "cells" if set(runs["data"]) == {"mazes"} else "panel"
     several = runs["family"].nunique() > 1
     runs = runs.assign(panel=[_panel(row, several) for row in runs.itertuples()])
     changed = runs["changed"].iloc[0]
-    variant = ("" if schedule == 1 else f".x{schedule:g}") + (f".{zlib.crc32(changed.encode()):08x}" if changed else "")
+    variant = "" if epoch_scale == 1 else f".x{epoch_scale:g}"
+    variant += f".{zlib.crc32(changed.encode()):08x}" if changed else ""
     picture = f"{found.name}.{scale}{variant}"
     label = "% of mazes solved" if by == "cells" else "test accuracy, %"
     pictures.accuracy_against_depth(evidence.pictures / picture, runs, by, label)
@@ -195,9 +196,7 @@ def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str,
             verdicts += [verdict] if verdict else []
             gap = f"{r.mean() - f.mean():+.2f}" if verdict == SAME_NET else difference(r, f)
             rows.append([str(depth), statistic(r), statistic(f), gap, verdict, *_without_mask(part)])
-        note = (
-            f"{panel_name}; {setting(scale, schedule, runs)}. Alike: within 1 point, or else within 2 standard errors."
-        )
+        note = f"{panel_name}; {setting(scale, epoch_scale, runs)}. Alike: within 1 point, or else within 2 standard errors."
         headings = ["depth", "recurrent %", "feed-forward %", "difference", "alike", *WITHOUT_MASK]
         found.grids.append(Grid(headings[: len(rows[0])], rows, note))
         found.remarks += _trend(chosen, panel_name)
@@ -206,8 +205,9 @@ def figure_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str,
             "With one iteration the recurrent net is the feed-forward one: those pairs are not counted."
         )
     verdict = _counted(verdicts, int(runs["seed"].nunique()))
-    found.remarks.append(f"Recurrent and feed-forward: {verdict or 'no pair yet'} ({setting(scale, schedule, runs)}).")
-    _headline(found, verdict or f"{len(runs)} runs, no pair yet", scale, schedule, runs)
+    recipe = setting(scale, epoch_scale, runs)
+    found.remarks.append(f"Recurrent and feed-forward: {verdict or 'no pair yet'} ({recipe}).")
+    _headline(found, verdict or f"{len(runs)} runs, no pair yet", scale, epoch_scale, runs)
     if by == "cells":
         found.remarks += _sizes(runs)
 
@@ -256,9 +256,9 @@ def _counted(verdicts: list[str], seeds: int) -> str:
     return alike + (f", at {by_error} of them by the standard error alone" if by_error else "") + f" (n ≤ {seeds})"
 
 
-def _headline(found: Section, text: str, scale: str, schedule: float, runs: pd.DataFrame) -> None:
+def _headline(found: Section, text: str, scale: str, epoch_scale: float, runs: pd.DataFrame) -> None:
     """What the summary shows: of the first group of runs, with its recipe unless that is the paper's."""
-    recipe = setting(scale, schedule, runs)
+    recipe = setting(scale, epoch_scale, runs)
     found.ours = found.ours or (text if recipe == PAPERS_RECIPE else f"{recipe}: {text}")
 
 
@@ -291,19 +291,19 @@ def _sizes(runs: pd.DataFrame) -> list[str]:
     return [f"Larger mazes are harder at {int(ordered.sum())} of {len(ordered)} nets that were trained on all sizes."]
 
 
-def claim_4(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def claim_4(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     rows = []
     for sharing, part in runs.groupby("sharing"):
         theirs = paper.CLAIM_4.get("none" if sharing == "none" else "shared")
         count = f"{part['parameters'].iloc[0]:,}"
         gap = f"{part['test_accuracy'].mean() - float(theirs or 0):+.2f}"
         rows.append([str(sharing), count, statistic(part["test_accuracy"]), str(theirs), gap])
-    note = f"Runs: {setting(scale, schedule, runs)}."
+    note = f"Runs: {setting(scale, epoch_scale, runs)}."
     found.grids.append(Grid(["sharing", "parameters", "test %", "paper", "difference"], rows, note))
-    _headline(found, "; ".join(f"{row[0]}: {row[2]}" for row in rows), scale, schedule, runs)
+    _headline(found, "; ".join(f"{row[0]}: {row[2]}" for row in rows), scale, epoch_scale, runs)
 
 
-def claim_9(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def claim_9(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     rows = []
     for (depth, recurrent), part in runs.groupby(["depth", "recurrent"]):
         dilated, plain = (part[part["dilation"] == kind]["test_accuracy"] for kind in ("A", "none"))
@@ -311,21 +311,21 @@ def claim_9(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
             gain = difference(dilated, plain)
             rows.append([str(depth), pictures.KINDS[bool(recurrent)], statistic(dilated), statistic(plain), gain])
     if rows:
-        note = f"Runs: {setting(scale, schedule, runs)}."
+        note = f"Runs: {setting(scale, epoch_scale, runs)}."
         found.grids.append(Grid(["depth", "net", "dilated %", "undilated %", "gain"], rows, note))
         text = "gain " + ", ".join(f"{row[4]} (depth {row[0]}, {row[1]})" for row in rows)
-        _headline(found, text, scale, schedule, runs)
+        _headline(found, text, scale, epoch_scale, runs)
 
 
-def claim_10(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, schedule: float) -> None:
+def claim_10(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, epoch_scale: float) -> None:
     rows = []
     for (home, source), part in runs.groupby(["home", "source"]):
         hours = part["seconds"] / 3600
         rows.append([str(home), str(source), str(len(part)), f"{hours.mean():.3g}", f"{hours.sum():.3g}"])
-    note = f"Runs: {setting(scale, schedule, runs)}."
+    note = f"Runs: {setting(scale, epoch_scale, runs)}."
     found.grids.append(Grid(["experiment", "device", "runs", "hours per run", "hours"], rows, note))
     if scale == "full":
-        _headline(found, f"{runs['seconds'].sum() / 3600:.3g} h for {len(runs)} runs", scale, schedule, runs)
+        _headline(found, f"{runs['seconds'].sum() / 3600:.3g} h for {len(runs)} runs", scale, epoch_scale, runs)
 
 
 BUILDERS = dict.fromkeys(("F2", "F2a", "F2b", "F2b-wide", "F2c", "F2d", "F5", "F5-adam", "T1-depths"), figure_2)
