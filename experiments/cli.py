@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -242,7 +243,13 @@ def _settings_in(file: Path) -> Run:
         raise SettingsError(f"{file} holds no settings of a run ({type(error).__name__}: {error}).") from error
 
 
-COMMANDS = {"list": ListCommand, "run": RunCommand, "report": ReportCommand, "status": StatusCommand, "one": OneCommand}
+COMMANDS: dict[str, Callable[..., Callable[[], int]]] = {
+    "list": ListCommand,
+    "run": RunCommand,
+    "report": ReportCommand,
+    "status": StatusCommand,
+    "one": OneCommand,
+}
 
 
 def _current_word(word: str) -> str:

@@ -25,6 +25,7 @@ from experiments.folders import RunFolder, provenance
 from experiments.models.network import DepthNet, memory_format
 from experiments.settings import Run, SettingsError, as_dict
 from experiments.steps import Step, autocast, check_dtype, learning_rate, optimizer, scores, set_learning_rate
+from rdk.modules import Recurrent
 
 POLL_STEPS = 20  # how often a GPU, or several processes, look whether to stop, to save, or whether the loss is a number
 
@@ -112,7 +113,7 @@ class Training:
         self.run, self.place, self.folder, self.world, self.source = run, place, folder, world, source
         torch.manual_seed(run.seed)
         net = models.build(run.model, shape_of(run.data)).to(place.device)
-        self.net: DepthNet = memory_format(net, run.train.channels_last)  # type: ignore[assignment]
+        self.net = memory_format(net, run.train.channels_last)
         self.optimizer = optimizer(self.net, run, place.device)
         self.progress = Progress()
         if folder.checkpoint.exists():
@@ -256,7 +257,7 @@ class Training:
 
     def _backend(self) -> str:
         """Which kernels a training step runs on, as rdk says it of one process's share of a batch."""
-        if self.run.model.plain or self.net.internal is None:
+        if not isinstance(self.net.internal, Recurrent):
             return "plain PyTorch"
         shape = shape_of(self.run.data)
         x = torch.zeros(self.run.train.batch // self.world.size, shape.channels, shape.size, shape.size)
@@ -331,7 +332,7 @@ def load(run: Run, place: Place) -> DepthNet:
     content = folder.read_tensors(folder.final)
     net = models.build(run.model, shape_of(run.data)).to(place.device)
     net.load_state_dict(content["model"])
-    return memory_format(net, run.train.channels_last).eval()  # type: ignore[return-value]
+    return memory_format(net, run.train.channels_last).eval()
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ def train_here(runs: Sequence[Run], place: Place, console: Console, results: Pat
 def train_over_devices(runs: Sequence[Run], jobs: int, place: Place, console: Console, results: Path) -> Outcome:
     """`jobs` processes at a time, each with one run; with GPUs job number j gets GPU j modulo their number, on a CPU each
     gets its share of the threads."""
-    outcome, waiting, active = Outcome(), list(runs), {}
+    outcome, waiting = Outcome(), list(runs)
+    active: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
     gpus = _visible_gpus() if place.device.type == "cuda" else []
     threads = torch.get_num_threads() if gpus else max(1, torch.get_num_threads() // jobs)
     try:

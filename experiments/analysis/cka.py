@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def layer_features(run: Run, place: Place, layer: str, most: int) -> Tensor:
     seen = 0
     for x, _ in open_source(run.data, place.where).test(run.train.test_batch):
         state = net.states(x)[-1]
-        found = {
+        found: dict[str, Callable[[Tensor], Tensor]] = {
             "module": lambda s: s.flatten(1),
             "module_mean": lambda s: s.mean((2, 3)),
             "penultimate": net.head[:-1],

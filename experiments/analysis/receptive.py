@@ -53,7 +53,7 @@ def receptive_field(*_: Any) -> dict[str, Any]:
     rows = []
     for depth in MAZE_DEPTHS:
         for dilation in ("none", "A", "B"):
-            model = Model(family="maze", depth=depth, width=2, dilation=dilation)  # type: ignore[arg-type]
+            model = Model(family="maze", depth=depth, width=2, dilation=dilation)
             rows.append(
                 {"depth": depth, "dilation": dilation, "arithmetic": radius(model), "gradient": measured_radius(model)}
             )

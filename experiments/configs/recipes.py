@@ -25,6 +25,7 @@ def image_run(
 
 def image_recipe(family: str, data: str, depth: int, recurrent: bool) -> Train:
     """SGD with momentum 0.9, batch 128; learning rate, milestones and epochs as the authors' launch files give them."""
+    milestones: tuple[int, ...]
     if family == "mlp":
         milestones, epochs = {"svhn": ((50, 125), 150), "emnist": ((100, 150), 150)}.get(data, ((100, 150), 200))
         return Train(lr=0.01, milestones=milestones, epochs=epochs)
@@ -44,13 +45,13 @@ def image_recipe(family: str, data: str, depth: int, recurrent: bool) -> Train:
 
 
 # depth: (lr, milestones, factor, epochs) for recurrent nets; (lr, milestones, epochs) for feed-forward ones
-_FEED_FORWARD = {
+_FEED_FORWARD: dict[int, dict[int, tuple[float, tuple[int, ...], int]]] = {
     5: {8: (0.1, (60, 120), 150), 12: (0.05, (50, 100), 150), 16: (0.001, (175,), 200), 20: (0.001, (175,), 200)},
     7: {8: (0.1, (60, 120), 160), 12: (0.05, (50, 100), 150), 16: (0.005, (175,), 200), 20: (0.002, (175,), 200)},
 }
 _FEED_FORWARD[6] = _FEED_FORWARD[5]
 _DEEP_FEED_FORWARD_LR = {5: 0.001, 6: 0.001, 7: 0.002}  # from depth 24 on
-_RECURRENT = {
+_RECURRENT: dict[int, dict[int, tuple[float, tuple[int, ...], float, int]]] = {
     5: {
         16: (0.02, (50, 100), 0.1, 150),
         20: (0.01, (50, 100), 0.1, 150),

@@ -29,7 +29,7 @@ class EpochDraws(NamedTuple):
     def to(self, device: torch.device) -> EpochDraws:
         return EpochDraws(*(part.to(device) for part in self))
 
-    def __getitem__(self, positions: slice) -> EpochDraws:  # type: ignore[override]
+    def at(self, positions: slice) -> EpochDraws:
         return EpochDraws(*(part[positions] for part in self))
 
 

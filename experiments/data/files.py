@@ -100,7 +100,11 @@ def _unpack(folder: Path) -> None:
     for name in _idx_names():
         packed = folder / "gzip" / f"emnist-balanced-{name}.gz"
         content = gzip.decompress(packed.read_bytes())
-        write_atomic(folder / f"emnist-balanced-{name}", lambda file, content=content: file.write(content))
+        _write(folder / f"emnist-balanced-{name}", content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomic(path, lambda file: file.write(content))
 
 
 def _ready(

@@ -27,7 +27,7 @@ def save(path: str | Path, mazes: MazeSet, *, with_images: bool = False, **about
     with_images also stores `images` (N, 3, 32, 32) and `targets` (N, 32, 32), uint8, as the paper's networks take them
     (4 KB per maze), for programs other than this one. `about` is any JSON that should stand in the file: seed, command.
     """
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "right": _packed(mazes.right),
         "down": _packed(mazes.down),
         "start": mazes.start.astype("<u2"),

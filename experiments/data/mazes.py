@@ -41,8 +41,8 @@ class MazeSet:
 
     def __getitem__(self, index: slice | NDArray[np.int64] | NDArray[np.bool_]) -> MazeSet:
         """The mazes of a slice, of an array of numbers or of a mask."""
-        arrays = (self.right, self.down, self.start, self.end, self.solution)
-        return MazeSet(self.cells, self.posts, *(array[index] for array in arrays))
+        walls = self.right[index], self.down[index]
+        return MazeSet(self.cells, self.posts, *walls, self.start[index], self.end[index], self.solution[index])
 
     @property
     def size(self) -> int:

@@ -52,7 +52,7 @@ class InMemory:
     def train(self, seed: int, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         draws = EpochDraws.of(self.train_size, seed, epoch, self.shift, self.flip).to(self.images.device)
         for step in range(batches.first, batches.last):
-            chosen = draws[batches.own(step)]
+            chosen = draws.at(batches.own(step))
             images, labels = windows(self.images[chosen.order], self.labels[chosen.order], chosen, self.shift)
             yield normalised(images, *self.statistics), labels
 
@@ -61,7 +61,7 @@ class InMemory:
         draws = EpochDraws.of(self.test_size, 0, -1, shift, False).to(self.images.device)
         for begin in range(rank * batch, self.test_size, world * batch):
             images, labels = self.test_images[begin : begin + batch], self.test_labels[begin : begin + batch]
-            images, labels = windows(images, labels, draws[begin : begin + batch], shift)
+            images, labels = windows(images, labels, draws.at(slice(begin, begin + batch)), shift)
             yield normalised(images, *self.statistics), labels
 
 

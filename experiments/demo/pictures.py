@@ -88,7 +88,7 @@ def both_figure(
 ) -> Figure:
     """The README's picture: the maze above, the curve below."""
     figure = Figure(figsize=(9.5, 5.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.75, 3.6))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.75, 3.6))[:, 0]
     solving(upper.subplots(1, len(steps), squeeze=False)[0], units, steps)
     accuracy(lower.subplots(), curves, trained_cells, trained)
     return figure

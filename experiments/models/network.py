@@ -68,6 +68,6 @@ def internal_module(model: Model, kind: str, width: int, iterations: int, **stag
     return module
 
 
-def memory_format(net: nn.Module, wanted: bool) -> nn.Module:
+def memory_format(net: DepthNet, wanted: bool) -> DepthNet:
     """The network with its convolutions in channels_last, if wanted."""
     return net.to(memory_format=torch.channels_last) if wanted else net

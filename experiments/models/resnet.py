@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from experiments.models.network import DepthNet
@@ -45,10 +47,10 @@ def _share(blocks: list[nn.Module], sharing: str) -> None:
                 layer.weight = first.setdefault((name, layer.weight.shape), layer.weight)
 
 
-def _split(net: nn.Module) -> DepthNet:
+def _split(net: Any) -> DepthNet:
     """torchvision's network as stem and head, initialised as every other network here."""
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.reset_parameters()
-    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4)  # type: ignore[arg-type]
-    return DepthNet(stem, None, nn.Sequential(net.avgpool, nn.Flatten(), net.fc))  # type: ignore[arg-type]
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4)
+    return DepthNet(stem, None, nn.Sequential(net.avgpool, nn.Flatten(), net.fc))

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
 
 from experiments.data.mazes import SIZES
 
@@ -80,7 +81,7 @@ def effective_depth(path: Path, iterations: int) -> None:
         for y, boxes in rows.items():
             for number, (text, colour) in enumerate(boxes):
                 x = number + (7 - len(boxes)) / 2
-                axis.add_patch(plt.Rectangle((x, y), 0.8, 0.5, facecolor=colour, alpha=0.55, edgecolor="black"))
+                axis.add_patch(Rectangle((x, y), 0.8, 0.5, facecolor=colour, alpha=0.55, edgecolor="black"))
                 axis.text(x + 0.4, y + 0.25, text, ha="center", va="center", fontsize=9)
                 if number:
                     axis.annotate("", (x, y + 0.25), (x - 0.2, y + 0.25), arrowprops={"arrowstyle": "->"})

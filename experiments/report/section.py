@@ -20,7 +20,7 @@ class Grid:
     """A table; note stands below it."""
 
     headings: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     note: str = ""
 
 

@@ -209,14 +209,14 @@ def claim_5(found: Section, values: dict[str, Any], evidence: Evidence, scale: s
         found.remarks.append(f"No verdict: the pairs {' and '.join(paper.CLAIM_5)} are not both there.")
         return
     same, other = (pairs[name]["penultimate biased"] for name in paper.CLAIM_5)
-    gap, spread = same["mean"] - other["mean"], max(entry["deviation"] or 0.0 for entry in (same, other))
+    gap, deviation = same["mean"] - other["mean"], max(entry["deviation"] or 0.0 for entry in (same, other))
     of = f"{same['n']} pairs of {math.isqrt(same['n'])} + {math.isqrt(other['n'])} nets"
     if same["n"] < 2:
         holds = "one pair is too few for a verdict"
     else:
         holds = (
             "the paper's order shows"
-            if gap > spread
+            if gap > deviation
             else "the paper's order does not show beyond the spread over seeds"
         )
     prefix = "" if scale == "full" else "laptop: "

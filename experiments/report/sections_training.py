@@ -153,7 +153,7 @@ def table_2(found: Section, runs: pd.DataFrame, evidence: Evidence, scale: str, 
         for depth, part in chosen.groupby("depth"):
             row = [str(depth)]
             for kind, values in zip(pictures.KINDS.values(), _twins(part, "test_accuracy"), strict=True):
-                theirs = paper.TABLE_2[kind].get(int(depth))  # type: ignore[call-overload]
+                theirs = paper.TABLE_2[kind].get(int(depth))
                 row += [statistic(values), f"{theirs}" if theirs else "–"]
                 row.append(f"{values.mean() - theirs:+.2f}" if theirs and len(values) else "–")
             rows.append(row + _without_mask(part))
