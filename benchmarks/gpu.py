@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -15,10 +13,9 @@ from typing import Protocol
 
 import torch
 
-from benchmarks import agenda, contenders, environment, libraries, records, report, standing
+from benchmarks import agenda, contenders, environment, gpu_tests, libraries, records, report, standing
 from benchmarks.agenda import Agenda
 from benchmarks.contenders import EAGER
-from benchmarks.environment import ROOT
 from benchmarks.measure import Outcome
 from benchmarks.records import Record
 from benchmarks.run import lines
@@ -31,9 +28,6 @@ CLOSING = 12.0
 GRACE = 5.0  # in which a dispatch run that is stopped writes its table
 # how often a contender may end or break the measuring process before it is left alone
 CRASHES = 2
-# what the tests marked gpu need beside PyTorch
-TEST_PACKAGES = ("pytest", "hypothesis")
-NOT_RUN = "not run"
 
 
 class Measurer(Protocol):
@@ -131,8 +125,8 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
     # for this process, which has loaded none yet, and its children
     os.environ["RDK_LIBRARY_FOLDER"] = str(folder / "rdk")
-    if not any(record["suite"] == "tests" and record["status"] != NOT_RUN for record in earlier):
-        found = test(out / "tests.log", TESTS * 60 * minutes, about)
+    if not any(record["suite"] == "tests" and record["status"] != gpu_tests.NOT_RUN for record in earlier):
+        found = gpu_tests.run(out / "tests.log", TESTS * 60 * minutes, about)
         records.append(path, [found])
         say(f"tests: {found['result']}")
     worker = Worker(_worker_arguments(path, given_commit), out / "worker.log")
@@ -187,49 +181,6 @@ def _failed(task: Task, why: str, about: dict[str, object]) -> list[Record]:
     ]
 
 
-def test(log: Path, seconds: float, about: dict[str, object]) -> Record:
-    """Runs the tests marked gpu and returns what came of them; their words go to log. Only the files that hold such tests are
-    collected: others import packages that a bare machine lacks."""
-    began = time.monotonic()
-    log.unlink(missing_ok=True)
-    missing = [name for name in TEST_PACKAGES if importlib.util.find_spec(name) is None]
-    status: int | str | None = NOT_RUN
-    text, result = "", f"{NOT_RUN}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
-    if not missing:
-        command = [sys.executable, "-m", "pytest", *gpu_test_files(), "-m", "gpu", "-q"]
-        status = libraries.logged(command, log, seconds)
-        text = log.read_text(encoding="utf-8")
-        result = result_of(text, status, seconds)
-    date = environment.now()
-    return {
-        "format": records.FORMAT,
-        "suite": "tests",
-        "group": f"{date}-tests",
-        "task": "tests",
-        "date": date,
-        "status": status,
-        "result": result,
-        "failures": re.findall(r"^(?:FAILED|ERROR) (.+)$", text, re.MULTILINE)[:20],
-        "seconds": round(time.monotonic() - began, 1),
-        "measured_on": about,
-    }
-
-
-def gpu_test_files() -> list[str]:
-    """The files of tests that hold a test marked gpu, found by reading them."""
-    mark = re.compile(r"pytest\.mark\.gpu\b")
-    found = sorted((ROOT / "tests").glob("test_*.py"))
-    return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
-
-
-def result_of(text: str, status: int | None, seconds: float) -> str:
-    """What pytest's last line says: 12 passed, 3 skipped in 8.1s."""
-    if status is None:
-        return f"stopped after {seconds:.0f} s"
-    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?|deselected|xfailed|xpassed)[^\n]*", text)
-    return counts[-1].strip("= ") if counts else f"pytest ended with status {status}"
-
-
 def _tables(out: Path, deadline: float, given_commit: str | None, say: Callable[[str], None]) -> None:
     """Writes what dispatch reads (rdk/measured) for each of our backends, as far as time allows."""
     backends = [name for name in contenders.ours("cuda") if name != "auto"]
@@ -273,5 +224,5 @@ def close(
     paragraphs.append(f"Not reached in this run: {', '.join(still)}." if still else "Every task was reached.")
     (out / "summary.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
     say("\n\n".join(paragraphs))
-    broken = bool(tests) and tests[-1]["status"] not in (0, NOT_RUN)
+    broken = bool(tests) and tests[-1]["status"] not in (0, gpu_tests.NOT_RUN)
     return 1 if broken or any("rdk " in entry for entry in wrong) else 0

@@ -1,4 +1,4 @@
-"""Builds the compiled libraries outside the tree and runs commands beside a log; called by gpu and worker."""
+"""Builds the compiled libraries outside the tree and runs commands beside a log; called by gpu, gpu_tests and worker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +73,57 @@ def _left_out(info: Path) -> str | None:
     return "; ".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()) or None
 
 
-def logged(command: list[str], log: Path, seconds: float, grace: float = 0.0, **variables: str) -> int | None:
-    """Runs a command in the repository, its words appended to log; its status, or None where it was stopped after `seconds`.
+def logged(
+    command: list[str], log: Path, seconds: float, grace: float = 0.0, quiet: float | None = None, **variables: str
+) -> int | None:
+    """Runs a command in the repository, its words appended to log; its status, or None where it was stopped after `seconds`, or
+    after `quiet` seconds without a word.
 
     It is stopped with everything that it started: a compiler that lives on would disturb what is timed next. With `grace` it is
     interrupted first, and may write what it has for so many seconds.
     """
     variables = {"PYTHONUNBUFFERED": "1"} | variables
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables, start_new_session=True
-        )
+        with _interrupts_heeded():
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables,
+                start_new_session=True,
+            )  # fmt: skip
         try:
-            return process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return None
+            return _status(process, log, seconds, quiet)
         finally:
             if grace and process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=grace)
             kill_group(process)
+
+
+def _status(process: subprocess.Popen[Any], log: Path, seconds: float, quiet: float | None) -> int | None:
+    end, words, silent_since = time.monotonic() + seconds, -1, time.monotonic()
+    while (now := time.monotonic()) < end:
+        if (size := log.stat().st_size) != words:
+            words, silent_since = size, now
+        if quiet is not None and now - silent_since >= quiet:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=min(end - now, seconds if quiet is None else 1.0))
+    return None
+
+
+@contextlib.contextmanager
+def _interrupts_heeded() -> Iterator[None]:
+    """A process started inside heeds an interrupt, also where a shell started this one in the background, which ignores them and
+    hands that on."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmark_cases import switches
 
-from benchmarks import agenda, cli, gpu, libraries, records, suites
+from benchmarks import agenda, cli, gpu, gpu_tests, libraries, records, suites
 from benchmarks.agenda import Agenda
 from benchmarks.environment import ROOT
 from benchmarks.records import Record
@@ -181,15 +181,77 @@ def test_tasks_travel_as_json() -> None:
         assert Task.from_json(json.loads(json.dumps(what.as_json()))) == what
 
 
-def test_pytests_last_line_is_read() -> None:
-    text = "....\nFAILED tests/test_a.py::test_b - no\n== 1 failed, 12 passed, 3 skipped in 8.10s =="
-    assert gpu.result_of(text, 1, 10) == "1 failed, 12 passed, 3 skipped in 8.10s"
-    assert gpu.result_of("", None, 90) == "stopped after 90 s"
-    assert gpu.result_of("Segmentation fault", -11, 90) == "pytest ended with status -11"
+UNRELIABLE = """
+import os, time, pytest
+broken = []
+pytestmark = pytest.mark.gpu
+def test_a(): pass
+def test_b():
+    broken.append(1)
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_c(): assert not broken
+def test_d(): assert 1 == 2
+def test_e(): os._exit(3)
+@pytest.mark.parametrize("words", ["no words", "one"])
+def test_f(words): pytest.skip("no card") if words == "one" else None
+def test_g(): time.sleep(600)
+def test_h(): assert not broken
+"""
+
+
+def test_a_test_that_hangs_or_breaks_the_context_leaves_the_others_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "test_unreliable.py"
+    file.write_text(UNRELIABLE)
+    monkeypatch.setattr(gpu_tests, "QUIET", 6.0)
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    found = gpu_tests.run(tmp_path / "log", 300, ABOUT)
+    assert found["status"] == 1 and found["result"].startswith(
+        "1 ended its process with status 3, 2 failed, 1 hung for 6 s, 4 passed, 1 skipped in "
+    )
+    names = [failure.split("::", 1)[1] for failure in found["failures"]]
+    assert names == [
+        "test_b: failed",  # its process died before it gave reasons
+        "test_d: failed",
+        "test_e: ended its process with status 3",
+        "test_g: hung for 6 s",
+    ]
+
+
+def test_a_broken_context_is_told_from_a_test_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "test_broken.py"
+    file.write_text(UNRELIABLE.split("def test_e")[0])
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    found = gpu_tests.run(tmp_path / "log", 300, ABOUT)
+    assert found["result"].startswith("2 failed, 2 passed in ")
+    assert found["failures"] == [
+        "test_broken.py::test_b: failed (RuntimeError: CUDA error: an illegal memory access was encountered)",
+        "test_broken.py::test_d: failed (assert 1 == 2)",
+    ]
+
+
+def test_tests_that_the_time_did_not_reach_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "test_slow.py"
+    file.write_text("import time, pytest\npytestmark = pytest.mark.gpu\ndef test_a(): time.sleep(600)\n")
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "LEAST", 6.0)
+    assert list(gpu_tests.outcomes([file.name], tmp_path / "log", 1).values()) == ["under way when the time was over"]
+
+
+def test_a_file_that_cannot_be_collected_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "test_missing.py"
+    file.write_text("import no_such_module  # pytest.mark.gpu\n")
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    found = gpu_tests.run(tmp_path / "log", 60, ABOUT)
+    assert found["status"] == 1 and found["failures"][0].endswith("ended with pytest's status 2")
 
 
 def test_the_gpu_tests_are_collected_where_only_their_packages_are_installed() -> None:
-    files = gpu.gpu_test_files()
+    files = gpu_tests.files()
     assert {"tests/test_triton_gpu.py", "tests/test_cuda_gpu.py"} <= set(files)
     assert "tests/test_experiments_cli.py" not in files
     done = subprocess.run([sys.executable, "-c", BARE, *files], cwd=ROOT, capture_output=True, text=True)
@@ -200,9 +262,9 @@ def test_the_gpu_tests_are_collected_where_only_their_packages_are_installed() -
 def test_without_the_tests_packages_nothing_is_run_and_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "TEST_PACKAGES", ("pytest", "no_such_package"))
+    monkeypatch.setattr(gpu_tests, "PACKAGES", ("pytest", "no_such_package"))
     monkeypatch.setattr(libraries, "logged", lambda *a, **kw: pytest.fail("pytest was started"))
-    found = gpu.test(tmp_path / "log", 10, ABOUT)
+    found = gpu_tests.run(tmp_path / "log", 10, ABOUT)
     assert (found["status"], found["result"]) == ("not run", "not run: no_such_package is not installed")
     records.append(tmp_path / "records.jsonl", [found])
     nothing = Agenda([], [], 0.0, lambda: 0.0)
@@ -212,12 +274,12 @@ def test_without_the_tests_packages_nothing_is_run_and_that_is_told(
 
 
 def test_a_run_that_selects_no_test_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing_selected(command: list[str], log: Path, seconds: float) -> int:
+    def nothing_selected(command: list[str], log: Path, seconds: float, **rest: Any) -> int:
         log.write_text("2977 deselected in 49.18s")
         return 5
 
     monkeypatch.setattr(libraries, "logged", nothing_selected)
-    records.append(tmp_path / "r.jsonl", [gpu.test(tmp_path / "log", 10, ABOUT)])
+    records.append(tmp_path / "r.jsonl", [gpu_tests.run(tmp_path / "log", 10, ABOUT)])
     nothing = Agenda([], [], 0.0, lambda: 0.0)
     assert gpu.close(tmp_path, tmp_path / "r.jsonl", nothing, None, ABOUT, lambda text: None) == 1
 
@@ -236,7 +298,7 @@ def test_control_c_ends_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu.environment, "describe", lambda *a: ABOUT | {"hardware": "A GPU"})
     monkeypatch.setattr(libraries, "build", lambda *a: None)
     monkeypatch.setattr(libraries, "logged", lambda command, *a, **kw: pytest.fail(f"{command} was started"))
-    monkeypatch.setattr(gpu, "TEST_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(gpu_tests, "PACKAGES", ("no_such_package",))
     monkeypatch.setattr(gpu.contenders, "ours", lambda device_type: ["triton"])
     monkeypatch.setattr(gpu, "Worker", Interrupted)
     monkeypatch.setenv("RDK_LIBRARY_FOLDER", "auto")

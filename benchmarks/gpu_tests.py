@@ -1,0 +1,111 @@
+"""Runs the tests marked gpu so that a fault or a hang in one leaves the others their results; called by gpu."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from benchmarks import environment, libraries, records
+from benchmarks.environment import ROOT
+from benchmarks.records import Record
+
+# what the tests marked gpu need beside PyTorch
+PACKAGES = ("pytest", "hypothesis")
+NOT_RUN = "not run"
+# seconds without a word after which a test counts as hanging: the first use of a kernel compiles it
+QUIET = 45.0
+LEAST = 10.0  # seconds in which a process has not even collected the tests
+
+# after one of these a CUDA context is of no use: every later test of the process fails as well
+BROKEN_CONTEXT = re.compile(
+    r"CUDA error|CUDA_ERROR_|illegal memory access|misaligned address|unspecified launch failure"
+)
+_STARTED = re.compile(r"^(\S+\.py::.+?) *(?:(PASSED|FAILED|SKIPPED|ERROR)\b.*)?$", re.MULTILINE)
+
+
+def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
+    """What came of the tests, as a record; their words go to log. Only the files that hold such tests are collected: others
+    import packages that a bare machine lacks."""
+    began = time.monotonic()
+    log.unlink(missing_ok=True)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    status: int | str = NOT_RUN
+    failures: list[str] = []
+    result = f"{NOT_RUN}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
+    if not missing:
+        found = outcomes(files(), log, seconds)
+        counts = Counter(found.values())
+        broken = {name: what for name, what in found.items() if what not in ("passed", "skipped")}
+        status = 1 if broken else 0 if counts["passed"] else 5
+        result = ", ".join(f"{counts[what]} {what}" for what in sorted(counts)) or "no test was run"
+        words = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.+)$", log.read_text(encoding="utf-8"), re.MULTILINE))
+        failures = [f"{name}: {what}" + (f" ({words[name]})" if name in words else "") for name, what in broken.items()]
+    date = environment.now()
+    return {
+        "format": records.FORMAT,
+        "suite": "tests",
+        "group": f"{date}-tests",
+        "task": "tests",
+        "date": date,
+        "status": status,
+        "result": f"{result} in {time.monotonic() - began:.0f} s" if not missing else result,
+        "failures": failures[:20],
+        "seconds": round(time.monotonic() - began, 1),
+        "measured_on": about,
+    }
+
+
+def files() -> list[str]:
+    """The files of tests that hold a test marked gpu, found by reading them."""
+    mark = re.compile(r"pytest\.mark\.gpu\b")
+    found = sorted((ROOT / "tests").glob("test_*.py"))
+    return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
+
+
+def outcomes(where: list[str], log: Path, seconds: float) -> dict[str, str]:
+    """What came of each test: passed, failed, error, skipped, or how it ended its process. A new process goes on behind a test that
+    hangs, ends the process or leaves its CUDA context broken. (A name that begins another's takes that one's place then.)"""
+    found: dict[str, str] = {}
+    end = time.monotonic() + seconds
+    while (remaining := end - time.monotonic()) > LEAST or not found:
+        done = [f"--deselect={name}" for name in found]
+        command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short", *done]
+        begin = log.stat().st_size if log.exists() else 0
+        status = libraries.logged(command, log, max(remaining, LEAST), quiet=QUIET, COLUMNS="240")
+        text = log.read_bytes()[begin:].decode("utf-8", "replace")
+        seen, running = read(text)
+        kept, goes_on = seen, running is not None
+        bad = next((place for place, name in enumerate(seen) if seen[name] in ("failed", "error")), len(seen))
+        # a process that died did not say why the first test failed
+        if bad < len(seen) and (running is not None or BROKEN_CONTEXT.search(text)):
+            kept, goes_on = dict(list(seen.items())[: bad + 1]), running is not None or bad + 1 < len(seen)
+            running = None
+        goes_on = goes_on and not found.keys() & {*kept, running}  # or the same tests would run for ever
+        found |= kept
+        if running is not None:
+            late = end - time.monotonic() <= 0
+            found[running] = "under way when the time was over" if late else _ending(status)
+        elif status not in (0, 1, 5) and not kept:
+            found[" ".join(where)] = f"ended with pytest's status {status}"
+        if not goes_on:
+            break
+    return found
+
+
+def read(text: str) -> tuple[dict[str, str], str | None]:
+    """The tests of pytest's verbose words with what came of each, and the one that was begun and did not end."""
+    seen: dict[str, str] = {}
+    running = None
+    for name, word in _STARTED.findall(text):
+        if word:
+            seen[name] = word.lower()
+        running = None if word else name
+    return seen, running
+
+
+def _ending(status: int | None) -> str:
+    return f"hung for {QUIET:.0f} s" if status is None else f"ended its process with status {status}"
