@@ -252,6 +252,15 @@ def problem(**changes: Any) -> Problem:
         ({"kind": "linear", "shape": (4, 32)}, "the stages are linear"),
         ({"device": torch.device("cuda")}, "the state is on cuda"),
         ({"shape": (2**20, 32, 64, 64)}, "counts pixels in 32 bits"),
+        ({"shape": (0, 32, 8, 8), "stages": (StageSpec(dilation=2**32 + 1),)}, "counts pixels in 32 bits"),
+        # halos of so many bytes that 32 bits would wrap around
+        ({"shape": (1, 32, 1, 131072), "stages": (StageSpec(dilation=64),)}, "at dilation 64 does not fit"),
+        ({"stages": (StageSpec(dilation=5000),)}, "at dilation 5000 does not fit"),
+        ({"shape": (1, 32, 1, 32), "stages": (StageSpec(dilation=4017),)}, "at dilation 4017 does not fit"),
+        (
+            {"shape": (1, 32, 1, 32), "stages": (StageSpec(dilation=4017),), "needs_grad": False},
+            "at dilation 4017 does not fit",
+        ),
     ],
 )
 def test_supports(standin: CudaBackend, changes: dict[str, Any], words: str | None) -> None:
@@ -274,6 +283,8 @@ def dilated(stages: tuple[StageSpec, ...], dilation: int) -> tuple[StageSpec, ..
         ({"shape": (128, 64, 28, 28)}, None),
         ({"shape": (2, 80, 8, 8)}, "64 channels"),
         ({"shape": (2, 64, 32, 32)}, "816 positions"),
+        ({"shape": (1, 32, 1, 32), "stages": (StageSpec(dilation=4017),)}, "exceed the shared memory"),
+        ({"shape": (1, 32, 1, 32), "stages": (StageSpec(dilation=46000),)}, "exceed the shared memory"),
         ({"tied": False}, "tied"),
         ({"stages": (StageSpec(), StageSpec())}, "one convolution"),
         ({"stages": (StageSpec(norm=True),)}, "BatchNorm"),

@@ -33,11 +33,12 @@ def chosen(standin: CudaBackend) -> Iterator[None]:
 def test_limits_are_those_of_the_kernels() -> None:
     """What Python decides by stands in csrc/cuda/tables.h too."""
     table = (cuda_build.SOURCE / "tables.h").read_text()
-    limits = {name: int(value) for name, value in re.findall(r"int (k\w+) = (\d+);", table)}
+    limits = {name: int(value) for name, value in re.findall(r"int(?:64_t)? (k\w+) = (\d+);", table)}
     assert limits["kChannelStep"] == cuda_kernels.CHANNEL_STEP
     assert limits["kMaxChannels"] == cuda_kernels.MAX_CHANNELS
     assert limits["kRows"] == cuda_kernels.ROWS
     assert limits["kTaps"] == cuda_kernels.TAPS
+    assert limits["kMaxPositions"] == cuda_kernels.MAX_POSITIONS
     assert limits["kResidentMaxIterations"] == cuda_kernels.MAX_RESIDENT_STEPS
     assert limits["kResidualMaxStages"] == limits["kRolloutMaxStages"] == cuda_kernels.MAX_STAGES
 

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "device.h"
@@ -18,12 +19,19 @@ namespace rdk::cuda {
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-inline PaddedGrid grid_of(const Tensor& map, int64_t dilation) {
+// The grid of a map that check_map has passed.
+inline PaddedGrid grid_of(const Tensor& map, int64_t dilation, const char* op) {
+  const int64_t images = std::max<int64_t>(map.size(0), 1);
+  TORCH_CHECK(dilation >= 1 && dilation < kMaxPositions &&
+                  map.size(2) + dilation <= kMaxPositions / (map.size(3) + dilation) / images,
+              "rdk: ", op, ": expected a dilation of at least 1 and up to ", kMaxPositions,
+              " positions, images * (height + dilation) * (width + dilation), got maps of shape ", map.sizes(),
+              " and dilation ", dilation, "; pass fewer images at once.");
   return {static_cast<int>(map.size(2)), static_cast<int>(map.size(3)), static_cast<int>(dilation)};
 }
 
 // A map that a kernel may read or write: halves of `like`'s type and shape, channels innermost, at a multiple of 16
-// bytes.
+// bytes, pixels that 32 bits count.
 inline void check_map(const Tensor& map, const Tensor& like, const char* op, const char* name) {
   TORCH_CHECK(on_device(map), "rdk: ", op, " needs an sm_90 device; ", name, " is on ", map.device(), ".");
   TORCH_CHECK(map.dim() == 4 && map.sizes() == like.sizes() && map.scalar_type() == like.scalar_type() &&
@@ -36,6 +44,8 @@ inline void check_map(const Tensor& map, const Tensor& like, const char* op, con
                   map.size(1) <= kMaxChannels,
               "rdk: ", op, ": expected ", name, " channels_last with a multiple of ", kChannelStep, " channels up to ",
               kMaxChannels, ", got ", map.sizes(), " with strides ", map.strides(), ".");
+  TORCH_CHECK(map.numel() <= kMaxPositions * map.size(1), "rdk: ", op, ": expected ", name, " of up to ", kMaxPositions,
+              " pixels, got ", map.sizes(), "; pass fewer images at once.");
   TORCH_CHECK(reinterpret_cast<uintptr_t>(map.const_data_ptr()) % 16 == 0, "rdk: ", op, ": ", name,
               " does not start at a multiple of 16 bytes; pass a clone of it.");
 }

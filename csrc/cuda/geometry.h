@@ -14,6 +14,8 @@
 
 namespace rdk::cuda {
 
+inline constexpr int kUnit = 16;  // bytes: 8 halves, one chunk of channels of a position
+
 RDK_BOTH constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 RDK_BOTH constexpr int ceil_div(int value, int step) { return (value + step - 1) / step; }
 
@@ -43,6 +45,11 @@ struct PaddedGrid {
   RDK_BOTH constexpr int pitch() const { return width + dilation; }
   RDK_BOTH constexpr int period() const { return (height + dilation) * pitch(); }
   RDK_BOTH constexpr int halo() const { return dilation * pitch() + dilation; }
+  // Whether two halos of a chunk of channels fit in shared memory. Plans ask it first: else 32 bits may not hold a
+  // halo.
+  RDK_BOTH constexpr bool halo_fits() const {
+    return dilation <= kSharedBytes && (dilation * (int64_t{width} + dilation) + dilation) * 2 * kUnit <= kSharedBytes;
+  }
   // how far tap (r, s) lies behind tap (0, 0); dilation: the convolution's, where it is smaller than the grid's
   RDK_BOTH constexpr int tap(int r, int s, int dilation) const { return (r * pitch() + s) * dilation; }
   // positions from the first to the last pixel of one image
@@ -102,8 +109,6 @@ struct Patches {
 };
 
 // Shared-memory maps are [channel / 8][slot][8] halves: a chunk holds `slots` units of 16 bytes.
-inline constexpr int kUnit = 16;  // bytes: 8 halves
-
 RDK_BOTH constexpr uint32_t map_address(uint32_t base, int slots, int chunk, int slot) {
   return base + kUnit * static_cast<uint32_t>(chunk * slots + slot);
 }

@@ -69,7 +69,7 @@ void conv_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias
   check_map(input, input, op, "input");
   check_map(output, input, op, "output");
   if (input.numel() == 0) return;
-  const PaddedGrid grid = grid_of(input, dilation);
+  const PaddedGrid grid = grid_of(input, dilation, op);
   const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
   const ConvPlan plan = conv_plan(images, channels, grid, static_cast<int>(processors));
   TORCH_CHECK(plan.stages >= kConvMinStages, "rdk: cuda_conv: a map of width ", grid.width, " at dilation ", dilation,
@@ -105,7 +105,7 @@ void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& 
   const char* op = "cuda_resident";
   check_map(input, input, op, "input");
   if (input.numel() == 0) return;
-  const PaddedGrid grid = grid_of(input, dilation);
+  const PaddedGrid grid = grid_of(input, dilation, op);
   const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
   const ResidentPlan plan = resident_plan(images, channels, grid, static_cast<int>(processors));
   TORCH_CHECK(plan.refusal == nullptr, "rdk: cuda_resident: ", plan.refusal, "; the input is ", input.sizes(), ".");
@@ -163,7 +163,7 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
     if (!accumulate) partials.zero_();
     return;
   }
-  const PaddedGrid grid = grid_of(like, dilation);
+  const PaddedGrid grid = grid_of(like, dilation, op);
   const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
   const size_t steps = grads.size();
   const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(processors));

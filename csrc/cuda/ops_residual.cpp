@@ -16,7 +16,8 @@ ResidualPlan plan_of(int64_t images, int64_t channels, int64_t height, int64_t w
                      int64_t processors) {
   int64_t common = 0, largest = 0;
   for (const int64_t dilation : dilations) {
-    TORCH_CHECK(dilation >= 1, "rdk: cuda_residual: expected dilations of at least 1, got ", dilations, ".");
+    TORCH_CHECK(dilation >= 1 && dilation < kMaxPositions, "rdk: cuda_residual: expected dilations of 1 to ",
+                kMaxPositions - 1, ", got ", dilations, ".");
     common = std::gcd(common, dilation);
     largest = std::max(largest, dilation);
   }

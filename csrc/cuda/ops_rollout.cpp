@@ -34,7 +34,8 @@ void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList bias
   TORCH_CHECK(
       stages >= 1 && stages <= kRolloutMaxStages && dilations.size() == stages && relu.size() == stages &&
           skip.size() == stages && (biases.empty() || biases.size() == stages) && !skip.get(0) &&
-          std::all_of(dilations.begin(), dilations.end(), [](int64_t dilation) { return dilation >= 1; }),
+          std::all_of(dilations.begin(), dilations.end(),
+                      [](int64_t dilation) { return dilation >= 1 && dilation < kMaxPositions; }),
       "rdk: cuda_rollout: expected 1 to ", kRolloutMaxStages,
       " stages with a weight, a dilation, relu and skip each, no skip at the first, and a bias each or none; got ",
       stages, " weights, dilations ", dilations, ", ", relu.size(), " relu, ", skip.size(), " skip and ", biases.size(),

@@ -40,6 +40,7 @@ struct ConvPlan {
 constexpr ConvPlan conv_plan_for(ConvTile tile, int images, int channels, const PaddedGrid& grid, int processors) {
   ConvPlan plan{};
   plan.tile = tile;
+  if (!grid.halo_fits()) return plan;
   plan.slots = slab_slots(tile.positions() + 2 * grid.halo());
   plan.stages = kConvMaxStages;
   while (plan.stages > 0 && conv_layout(tile, plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
@@ -108,8 +109,10 @@ RDK_BOTH constexpr int resident_first_slot(const PaddedGrid& grid) {
   return grid.dilation + grid.dilation * grid.pitch();
 }
 
-RDK_BOTH constexpr int resident_slots(const PaddedGrid& grid) {
-  return odd_slots(grid.dilation + (grid.height + 2 * grid.dilation) * grid.pitch());
+// In 64 bits: a map that exceeds shared memory may have any number of them.
+RDK_BOTH constexpr int64_t resident_slots(const PaddedGrid& grid) {
+  const int64_t rows = grid.height + 2 * int64_t{grid.dilation};
+  return (grid.dilation + rows * (int64_t{grid.width} + grid.dilation)) | 1;  // as odd_slots
 }
 RDK_BOTH constexpr int resident_weight_bytes(int channels) {
   return channels / kChannelStep * PackedWeights{kRows}.slab_bytes();
@@ -133,7 +136,7 @@ struct ResidentPlan {
 // The smallest tile that holds the map; `refusal` says which of the limits is exceeded.
 constexpr ResidentPlan resident_plan(int images, int channels, const PaddedGrid& grid, int processors) {
   ResidentPlan plan{};
-  plan.slots = resident_slots(grid);
+  const int64_t slots = resident_slots(grid);
   plan.blocks = images < processors ? images : processors;
 #define RDK_TRY(N1, N2) \
   if (plan.tile.n1 == 0 && ResidentTile{N1, N2}.positions() >= grid.span()) plan.tile = {N1, N2};
@@ -143,8 +146,10 @@ constexpr ResidentPlan resident_plan(int images, int channels, const PaddedGrid&
     plan.refusal = "the accumulators hold 64 channels";
   } else if (plan.tile.n1 == 0) {
     plan.refusal = "the accumulators of two warpgroups hold 816 positions";
-  } else if (resident_layout(plan.slots, channels).total > kSharedBytes) {
+  } else if (slots * kUnit > kSharedBytes || resident_layout(static_cast<int>(slots), channels).total > kSharedBytes) {
     plan.refusal = "map and weights exceed the shared memory of a multiprocessor";
+  } else {
+    plan.slots = static_cast<int>(slots);
   }
   return plan;
 }
@@ -201,13 +206,14 @@ constexpr ResidualPlan residual_plan_for(int split, int images, int channels, in
   plan.grid = {ceil_div(height, split), ceil_div(width, split), dilation / split};
   plan.items = images * plan.grids.count();
   plan.blocks = plan.items < processors ? plan.items : processors;
-  const int64_t rows = plan.grid.height + 2 * plan.grid.dilation, columns = plan.grid.width + plan.grid.dilation;
+  const int64_t rows = plan.grid.height + 2 * int64_t{plan.grid.dilation};
+  const int64_t columns = int64_t{plan.grid.width} + plan.grid.dilation;
   if (channels > kResidualMaxChannels) {
     plan.refusal = "the accumulators hold 128 channels";
   } else if (rows * columns * channels * 2 * 2 > kSharedBytes) {
     plan.refusal = "two maps exceed the shared memory of a multiprocessor";
   } else {
-    plan.slots = resident_slots(plan.grid);
+    plan.slots = static_cast<int>(resident_slots(plan.grid));
 #define RDK_TRY(M, N1, N2)                                                                                           \
   if (plan.tile.m == 0 && M == ceil_div(channels, kRows) && ResidualTile{M, N1, N2}.positions() >= plan.grid.span()) \
     plan.tile = {M, N1, N2};
@@ -289,10 +295,12 @@ constexpr int64_t wgrad_cost(const WgradPlan& plan, int splits, int processors) 
 // sizes, so that partial sums carry over from launch to launch. stages is 0 where two of them do not fit with the halo.
 constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int processors) {
   WgradPlan plan{};
-  plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
-  plan.stages = kWgradMaxStages;
-  while (plan.stages > 0 && wgrad_layout(plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
-  if (plan.stages < kWgradMinStages) plan.stages = 0;
+  if (grid.halo_fits()) {
+    plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
+    plan.stages = kWgradMaxStages;
+    while (plan.stages > 0 && wgrad_layout(plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
+    if (plan.stages < kWgradMinStages) plan.stages = 0;
+  }
   plan.channel_tiles = ceil_div(channels, kRows);
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
   plan.blocks_per_step = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);

@@ -48,11 +48,12 @@ constexpr RolloutPlan rollout_plan_for(RolloutTile tile, int images, int channel
   plan.tile = tile;
   plan.slots = slab_slots(patch_slots(dilation));
   plan.groups = ceil_div(channels, tile.n);
-  const int all = images * patches.count();
-  if (ceil_div(all, kRolloutMaxPatches) > processors / plan.groups) {
+  const int64_t total = int64_t{images} * ceil_div(patches.height, kPatch) * ceil_div(patches.width, kPatch);
+  if (total > int64_t{kRolloutMaxPatches} * (processors / plan.groups)) {
     plan.refusal = "the images are more than two patches of 8x8 pixels for each multiprocessor";
     return plan;
   }
+  const int all = static_cast<int>(total);
   if (rollout_layout(tile, channels, stages, dilation, plan.slots).total > kSharedBytes) {
     plan.refusal = "its share of all stages' filters and a patch exceed the shared memory of a multiprocessor";
     return plan;
@@ -79,7 +80,7 @@ constexpr bool rollout_better(const RolloutPlan& plan, const RolloutPlan& best, 
 constexpr RolloutPlan rollout_plan(int images, int channels, const Patches& patches, int dilation, int stages,
                                    int processors) {
   RolloutPlan best{};
-  if (static_cast<int64_t>(dilation) * dilation * 4 * kUnit > kSharedBytes) {  // below, 32 bits hold what is computed
+  if (int64_t{dilation} * dilation > kSharedBytes / (4 * kUnit)) {  // below, 32 bits hold what is computed
     best.refusal = "its share of all stages' filters and a patch exceed the shared memory of a multiprocessor";
     return best;
   }

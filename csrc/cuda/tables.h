@@ -3,6 +3,8 @@
 // equal.
 #pragma once
 
+#include <cstdint>
+
 namespace rdk::cuda {
 
 // the machine: sm_90 (H100, H200)
@@ -14,6 +16,8 @@ inline constexpr int kChannelStep = 16;  // channels come in multiples of one wg
 inline constexpr int kMaxChannels = 1024;
 inline constexpr int kRows = 64;  // rows of one wgmma: output channels
 inline constexpr int kTaps = 9;
+// of a batch, with empty rows and columns: they are counted in 32 bits, and a tile reaches beyond the last
+inline constexpr int64_t kMaxPositions = 2147418112;  // 2^31 - 2^16
 
 // conv: one producer warpgroup, two consumer warpgroups. A tile is (64 * M) output channels by (N * 2 / M) positions.
 #define RDK_CONV_TILES(X) X(1, 128) X(1, 192) X(1, 256) X(2, 128) X(2, 192) X(2, 256)

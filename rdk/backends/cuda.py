@@ -18,6 +18,7 @@ from rdk.backends.cuda_gradients import LONGEST_RUN, CudaGradients
 from rdk.backends.cuda_kernels import (
     CHANNEL_STEP,
     MAX_CHANNELS,
+    MAX_POSITIONS,
     MAX_RESIDENT_STEPS,
     ROWS,
     TAPS,
@@ -28,7 +29,6 @@ from rdk.backends.cuda_kernels import (
 from rdk.backends.eager import finish_stage
 from rdk.backends.layout import empty_maps
 
-MAX_POSITIONS = 2**31 - 2**16  # positions are 32-bit integers, and a tile reaches beyond the last
 NEVER_RUN = (
     "rdk: the kernels of backend 'cuda' have been compiled and tested in a stand-in on the CPU, but have never run on a GPU. "
     "Compare with backend='eager' before you rely on them (python -m rdk.info --check does so)."
@@ -75,8 +75,9 @@ class CudaBackend:
             return f"it takes multiples of {CHANNEL_STEP} channels up to {MAX_CHANNELS}, and the state has {c}"
         processors = self.kernels.processors(problem.device)
         for dilation in sorted({stage.dilation for stage in problem.stages}):
-            if n * (h + dilation) * (w + dilation) >= MAX_POSITIONS:
-                return f"it counts pixels in 32 bits, and {n} maps of {h}x{w} are too many"
+            if max(n, 1) * (h + dilation) * (w + dilation) > MAX_POSITIONS:
+                maps = f"{n} maps of {h}x{w} with {dilation} empty rows and columns each"
+                return f"it counts pixels in 32 bits, and {maps} are too many"
             fits = self.kernels.conv_plan(problem.shape, dilation, processors).stages > 0
             if problem.needs_grad:
                 fits = fits and self.kernels.wgrad_plan(problem.shape, dilation, processors).stages > 0

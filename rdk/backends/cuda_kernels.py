@@ -17,6 +17,7 @@ CHANNEL_STEP = 16  # channels come in multiples of it
 MAX_CHANNELS = 1024
 ROWS = 64  # output channels of one product; a resident map has no more
 TAPS = 9
+MAX_POSITIONS = 2**31 - 2**16  # counted in 32 bits, and a tile reaches beyond the last
 MAX_RESIDENT_STEPS = 1024  # of one launch
 MAX_STAGES = 16  # of one iteration, where a launch runs whole iterations of several stages
 

@@ -193,11 +193,11 @@ static_assert(kConvProducerRegisters + 2 * kConvConsumerRegisters <= launched_re
 
 int main() {
   const std::map<const char*, void (*)()> checks = {
-      {"dividers", dividers},          {"positions", positions},           {"shared_maps", shared_maps},
-      {"descriptors", descriptors},    {"packed_weights", packed_weights}, {"fragments", fragments},
-      {"conv_plans", conv_plans},      {"resident_plans", resident_plans}, {"wgrad_plans", wgrad_plans},
-      {"sub_grids", sub_grids},        {"residual_plans", residual_plans}, {"patches", patches},
-      {"rollout_plans", rollout_plans}};
+      {"dividers", dividers},           {"positions", positions},           {"shared_maps", shared_maps},
+      {"descriptors", descriptors},     {"packed_weights", packed_weights}, {"fragments", fragments},
+      {"conv_plans", conv_plans},       {"resident_plans", resident_plans}, {"wgrad_plans", wgrad_plans},
+      {"sub_grids", sub_grids},         {"residual_plans", residual_plans}, {"patches", patches},
+      {"rollout_plans", rollout_plans}, {"wide_halos", wide_halos}};
   for (const auto& [name, check] : checks) {
     under_test = name;
     check();

@@ -22,6 +22,7 @@ inline void expect(bool holds, const char* what, long a = 0, long b = 0, long c 
 inline int tap_of(const PaddedGrid& grid, int r, int s) { return grid.tap(r, s, grid.dilation) - grid.halo(); }
 
 void conv_plans();
+void wide_halos();
 void resident_plans();
 void residual_plans();
 void wgrad_plans();

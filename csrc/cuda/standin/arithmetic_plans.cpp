@@ -41,6 +41,22 @@ void conv_plans() {
   expect(conv_plan(1, 64, {8, 4000, 1}, 132).stages == 0, "a row that cannot fit is refused");
 }
 
+// Halos of so many bytes that 32 bits would wrap around, for one by pure chance to what would fit.
+void wide_halos() {
+  for (const PaddedGrid& grid : {PaddedGrid{1, 131072, 64}, {8, 8, 5000}, {1, 32, 4017}, {1, 1, 46000}}) {
+    expect(conv_plan(1, 32, grid, 132).stages == 0, "conv", grid.width, grid.dilation);
+    expect(wgrad_plan(1, 32, grid, 132).stages == 0, "wgrad", grid.width, grid.dilation);
+    expect(resident_plan(1, 32, grid, 132).refusal != nullptr, "resident", grid.width, grid.dilation);
+    const Patches maps{grid.height, grid.width};
+    expect(residual_plan(1, 32, grid.height, grid.width, grid.dilation, grid.dilation, 132).refusal == nullptr ||
+               grid.width > 544 * grid.dilation,
+           "residual: cut by the dilation, a small map fits", grid.width, grid.dilation);
+    expect(residual_plan(1, 32, grid.height, grid.width, 1, grid.dilation, 132).refusal != nullptr, "residual",
+           grid.width, grid.dilation);
+    expect(rollout_plan(1, 32, maps, grid.dilation, 2, 132).refusal != nullptr, "rollout", grid.width, grid.dilation);
+  }
+}
+
 void resident_plans() {
   // the figures of the resident map of 64 channels, 28 x 28
   const PaddedGrid w1{28, 28, 1};
@@ -163,12 +179,14 @@ void wgrad_plans() {
   // a consumer returns a stage when it has the next: a ring of one would stand still
   for (int dilation : {1, 2, 4, 16})
     for (int width = 1; width < 700; ++width) {
-      const WgradPlan plan = wgrad_plan(1, 64, {3, width, dilation}, 132);
+      const PaddedGrid grid{3, width, dilation};
+      const WgradPlan plan = wgrad_plan(1, 64, grid, 132);
+      const int slots = odd_slots(kWgradPositions + 2 * grid.halo());
       if (plan.stages > 0) {
-        expect(plan.stages >= kWgradMinStages && wgrad_layout(plan.slots, plan.stages).total <= kSharedBytes, "stages",
+        expect(plan.stages >= kWgradMinStages && wgrad_layout(slots, plan.stages).total <= kSharedBytes, "stages",
                width, dilation, plan.stages);
       } else {
-        expect(wgrad_layout(plan.slots, kWgradMinStages).total > kSharedBytes, "refused without need", width, dilation);
+        expect(wgrad_layout(slots, kWgradMinStages).total > kSharedBytes, "refused without need", width, dilation);
       }
     }
 }
