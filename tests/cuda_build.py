@@ -100,12 +100,12 @@ def standin_library() -> Path:
     return _linked("standin.so", objects, "-shared", *folders, "-ltorch", "-ltorch_cpu", "-lc10")
 
 
-def compiled_kernel(source: str) -> tuple[Path, str]:
+def compiled_kernel(source: str, *flags: str) -> tuple[Path, str]:
     """One .cu file compiled by nvcc to sm_90a machine code, and what ptxas said. Skips the test where there is no nvcc."""
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc to compile the kernels with")
     path = SOURCE / source
-    command = ["nvcc", *NVCC_FLAGS, "-cubin", str(path), "-o", "{}"]
+    command = ["nvcc", *NVCC_FLAGS, *flags, "-cubin", str(path), "-o", "{}"]
     cubin = _built(path.stem + ".cubin", _sources_hash() + path.read_bytes() + " ".join(command).encode(), command)
     return cubin, log_of(cubin).read_text()
 

@@ -85,5 +85,16 @@ def test_grid_barrier_orders_memory(half: str) -> None:
         assert copies and all("BYPASS" in word for word in copies), name
 
 
+@pytest.mark.slow
+def test_waits_end_where_that_was_asked_for() -> None:
+    """RDK_CUDA_TRAP_SPINS prints and traps at every wait; without it, no kernel does either."""
+    for stem in KERNELS:
+        for flags in ([], ["-DRDK_CUDA_TRAP_SPINS"]):
+            cubin, _ = cuda_build.compiled_kernel(f"{stem}_bf16.cu", *flags)
+            assert (b"vprintf" in cubin.read_bytes()) == bool(flags)
+            for name, code in cuda_build.machine_code(cubin).items():
+                assert ("BPT.TRAP" in code) == bool(flags), name
+
+
 def test_every_half_type_has_every_kernel() -> None:
     assert {*cuda_build.KERNELS} == {f"{stem}_{half}.cu" for stem in KERNELS for half in ("bf16", "fp16")}

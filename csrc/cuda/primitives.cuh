@@ -27,6 +27,10 @@ struct Pair {
 
 #include <cuda_runtime.h>
 
+#if defined(RDK_CUDA_TRAP_SPINS)
+#include <cstdio>
+#endif
+
 #define RDK_DEVICE __device__ __forceinline__
 #define RDK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define RDK_PARAMS const __grid_constant__
@@ -118,6 +122,18 @@ RDK_DEVICE void copy_async_wait() {
 
 // ---- barriers
 
+#if defined(RDK_CUDA_TRAP_SPINS)
+// Called after each try of a wait: stops the kernel at the 2^28th, which is seconds later (docs/cuda.md).
+RDK_DEVICE void count_try(uint32_t& tries, const char* what, uint32_t number, uint64_t address) {
+  if (++tries < 1u << 28) return;
+  printf(
+      "rdk: block %d, thread %d: expected %s %u at 0x%llx, and 2^28 tries did not see it; "
+      "look for an arrival or a copy that is missing\n",
+      block_index(), thread_index(), what, number, static_cast<unsigned long long>(address));
+  __trap();
+}
+#endif
+
 RDK_DEVICE void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -146,6 +162,10 @@ RDK_DEVICE bool mbarrier_test(uint32_t address, uint32_t parity) {
   return done != 0;
 }
 RDK_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity) {
+#if defined(RDK_CUDA_TRAP_SPINS)
+  uint32_t tries = 0;  // by test_wait: try_wait sleeps for as long as the machine likes, so that tries are no time
+  while (!mbarrier_test(address, parity)) count_try(tries, "the end of an mbarrier's phase of parity", parity, address);
+#else
   uint32_t done = 0;
   while (!done) {
     asm volatile(
@@ -156,6 +176,7 @@ RDK_DEVICE void mbarrier_wait(uint32_t address, uint32_t parity) {
         : "r"(address), "r"(parity)
         : "memory");
   }
+#endif
 }
 // One bulk copy to shared memory; its bytes count against the barrier's expected ones.
 RDK_DEVICE void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
@@ -172,8 +193,14 @@ RDK_DEVICE void count_up(uint32_t* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 RDK_DEVICE void wait_for_count(const uint32_t* counter, uint32_t at_least) {
+#if defined(RDK_CUDA_TRAP_SPINS)
+  uint32_t tries = 0;
+#endif
   uint32_t count = 0;
   do {
+#if defined(RDK_CUDA_TRAP_SPINS)
+    count_try(tries, "a count of arrivals of", at_least, reinterpret_cast<uint64_t>(counter));
+#endif
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
   } while (count < at_least);
 }
