@@ -112,8 +112,8 @@ struct ConvKernel {
       fill_rows(sums, bias_of_rows(p.bias, channel, p.channels));
       for (int slab = 0; slab < slabs; ++slab) {
         mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-        uint32_t a = (memory.weights(turn.stage) + static_cast<uint32_t>(first_row * kUnit)) >> 4;
-        uint32_t b = map_address(memory.activations(turn.stage), p.slots, 0, first_position) >> 4;
+        uint32_t a = descriptor_start(memory.weights(turn.stage) + static_cast<uint32_t>(first_row * kUnit));
+        const uint32_t b = descriptor_start(map_address(memory.activations(turn.stage), p.slots, 0, first_position));
         wgmma_fence();
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {

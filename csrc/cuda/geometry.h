@@ -117,11 +117,15 @@ RDK_BOTH constexpr int odd_slots(int slots) { return slots | 1; }
 // 8 lanes that store 2 chunks of 4 slots do when it is 4 modulo 8.
 RDK_BOTH constexpr int slab_slots(int slots) { return round_up(slots - 4, 8) + 4; }
 
+// Where a descriptor says that a matrix starts, in units of 16 bytes: 18 bits of the address, since in a cluster the
+// higher ones name the block. Steps in the same units may be added to it.
+RDK_BOTH constexpr uint32_t descriptor_start(uint32_t address) { return (address & 0x3ffff) >> 4; }
+
 // The 64-bit matrix descriptor of wgmma without swizzle: addresses and offsets in units of 16 bytes.
 // `along_k` steps 8 elements along K, `along_mn` 8 rows along M or N, whichever of the two is contiguous in a core
 // matrix.
 RDK_BOTH constexpr uint64_t descriptor(uint32_t address, uint32_t along_k, uint32_t along_mn) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(along_k >> 4) << 16 |
+  return static_cast<uint64_t>(descriptor_start(address)) | static_cast<uint64_t>(along_k >> 4) << 16 |
          static_cast<uint64_t>(along_mn >> 4) << 32;
 }
 

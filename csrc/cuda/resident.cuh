@@ -157,8 +157,8 @@ struct ResidentKernel {
     const int slabs = p.channels / kChannelStep;
     const int share = ceil_div(ceil_div(p.grid.height * p.grid.width, kResidentThreads / (p.channels / 8)), kTaps);
     // a descriptor's low word in units of 16 bytes: start and the offset along K
-    uint32_t b = map_address(memory.map, p.slots, 0, first) >> 4;
-    uint32_t a = memory.weights >> 4;
+    const uint32_t b = descriptor_start(map_address(memory.map, p.slots, 0, first));
+    const uint32_t a = descriptor_start(memory.weights);
 #pragma unroll 1
     for (int tap = 0; tap < kTaps; ++tap) {
       uint32_t shifted = b + static_cast<uint32_t>(p.grid.tap(tap / 3, tap % 3, p.grid.dilation));

@@ -245,14 +245,14 @@ struct ResidualKernel {
 #endif
     // a descriptor's low word in units of 16 bytes: the upper left tap of the first position
     const int first_slot = resident_first_slot(p.grid) + first_position - p.grid.tap(1, 1, dilation);
-    uint32_t b = map_address(source, p.slots, 0, first_slot) >> 4;
+    uint32_t b = descriptor_start(map_address(source, p.slots, 0, first_slot));
     bool pending = false;
 #pragma unroll 1
     for (int slab = 0; slab < p.channels / kChannelStep; ++slab) {
 #pragma unroll 1
       for (int row = 0; row < 3; ++row) {
         mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-        uint32_t a = (memory.buffer(turn.stage) + static_cast<uint32_t>(first_row * kUnit)) >> 4;
+        uint32_t a = descriptor_start(memory.buffer(turn.stage) + static_cast<uint32_t>(first_row * kUnit));
         opaque(a);
         wgmma_fence();
 #pragma unroll

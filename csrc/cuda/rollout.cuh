@@ -202,8 +202,9 @@ struct RolloutKernel {
 #endif
     const uint64_t b_fields = descriptor(0, packed.along_k(), packed.along_m());
     // descriptors' low words in units of 16 bytes
-    const uint32_t a = map_address(memory.patch, p.slots, 2 * slab, patch_tap(0, 0, dilation, p.dilation)) >> 4;
-    uint32_t b = (weights + static_cast<uint32_t>(slab * packed.slab_bytes())) >> 4;
+    const uint32_t a =
+        descriptor_start(map_address(memory.patch, p.slots, 2 * slab, patch_tap(0, 0, dilation, p.dilation)));
+    uint32_t b = descriptor_start(weights + static_cast<uint32_t>(slab * packed.slab_bytes()));
     const uint32_t column_step = static_cast<uint32_t>(dilation), row_step = column_step * pitch;
     wgmma_fence();
 #pragma unroll

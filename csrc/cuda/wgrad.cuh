@@ -121,8 +121,8 @@ struct WgradKernel {
     int block = work.first;
     do {  // the plan leaves no block without work; a loop that might not run would make ptxas serialise the products
       mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-      uint32_t a = memory.grad(turn.stage) >> 4;
-      uint32_t b = memory.state(turn.stage) >> 4;
+      uint32_t a = descriptor_start(memory.grad(turn.stage));
+      uint32_t b = descriptor_start(memory.state(turn.stage));
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kWgradPositions / 16; ++k) {

@@ -84,6 +84,7 @@ void descriptors() {
   expect((d >> 16 & 0x3fff) == 13936 / 16, "leading offset");
   expect((d >> 32 & 0x3fff) == 128 / 16, "stride offset");
   expect(d >> 46 == 0 && (d >> 14 & 3) == 0 && (d >> 30 & 3) == 0, "all other bits are zero");
+  expect(descriptor_start(0x3000000 + 0x1230) == 0x123, "the number of a block in its cluster is no part of a start");
   expect((descriptor(kSharedBytes - 16, 0, 0) & 0x3fff) == (kSharedBytes - 16) / 16, "the last unit can be named");
 }
 
