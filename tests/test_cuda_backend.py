@@ -27,7 +27,7 @@ C, R = rdk.RecurrentConv, rdk.RecurrentResidual
 def standin() -> CudaBackend:
     """The backend over the stand-in, as if on a device of 3 multiprocessors."""
     torch.ops.load_library(str(cuda_build.standin_library()))
-    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", processors=3))
+    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=3))
 
 
 @contextmanager
@@ -322,7 +322,7 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
         conv(x, packed, torch.empty_like(x), torch.zeros(16, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match=r"shape \(C, C, 3, 3\)"):
         ops.cuda_pack(torch.zeros(16, 32, 3, 3), 64, False)
-    with pytest.raises(RuntimeError, match="ascending steps"):
+    with pytest.raises(RuntimeError, match="ascending iterations"):
         ops.cuda_resident(x, packed, None, None, [], [], 1, True, 2, [1, 0], 3, None, torch.empty_like(x))
     wide = x.new_zeros(1, 16, 1, 323).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="width 323 at dilation 1 does not fit"):

@@ -57,17 +57,17 @@ ALL = CASES | WORKLOADS | TILES
 @pytest.fixture(scope="module")
 def standin() -> CudaBackend:
     torch.ops.load_library(str(cuda_build.standin_library()))
-    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", processors=FEW))
+    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=FEW))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("processors", [None, FEW])
+@pytest.mark.parametrize("multiprocessors", [None, FEW])
 @pytest.mark.parametrize("name", ALL)
-def test_training_step(name: str, processors: int | None) -> None:
+def test_training_step(name: str, multiprocessors: int | None) -> None:
     reason = BACKEND.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    with replaced_by(CudaBackend(Kernels(processors=processors))):
+    with replaced_by(CudaBackend(Kernels(multiprocessors=multiprocessors))):
         compare(**ALL[name], device="cuda")
 
 
@@ -91,21 +91,21 @@ def problem_of(
     )
 
 
-def reached(processors: int) -> Iterator[tuple[str, tuple[int, int], int]]:
+def reached(multiprocessors: int) -> Iterator[tuple[str, tuple[int, int], int]]:
     """Kernel, (output channels, positions) of its tile and how many of these a block takes in turn, of each case's launches."""
-    kernels = Kernels(cuda_build.NAMESPACE, "cpu", processors=processors)
+    kernels = Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=multiprocessors)
     for case in ALL.values():
         problem = problem_of(**case)
         shape, dilations = problem.shape, tuple([stage.dilation for stage in problem.stages])
         if kernels.not_resident(problem) is None:
-            plan = kernels.resident_plan(shape, dilations[0], processors)
+            plan = kernels.resident_plan(shape, dilations[0], multiprocessors)
             yield "resident", (plan.rows, plan.positions), plan.turns
             continue
         if kernels.not_residual(problem) is None:
-            plan = kernels.residual_plan(shape, dilations, processors)
+            plan = kernels.residual_plan(shape, dilations, multiprocessors)
             yield "residual", (plan.rows, plan.positions), plan.turns
         for dilation in dilations:  # of the backward at least
-            conv = kernels.conv_plan(shape, dilation, processors)
+            conv = kernels.conv_plan(shape, dilation, multiprocessors)
             yield "conv", (conv.rows, conv.positions), -(-conv.tiles // conv.blocks)
 
 

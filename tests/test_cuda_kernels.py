@@ -21,7 +21,7 @@ from rdk.testing import UNIT, plain_eager, relative
 def standin() -> CudaBackend:
     """The backend over the stand-in, as if on a device of 3 multiprocessors."""
     torch.ops.load_library(str(cuda_build.standin_library()))
-    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", processors=3))
+    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=3))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_limits_are_those_of_the_kernels() -> None:
     assert limits["kRows"] == cuda_kernels.ROWS
     assert limits["kTaps"] == cuda_kernels.TAPS
     assert limits["kMaxPositions"] == cuda_kernels.MAX_POSITIONS
-    assert limits["kResidentMaxIterations"] == cuda_kernels.MAX_RESIDENT_STEPS
+    assert limits["kMaxLaunchIterations"] == cuda_kernels.MAX_LAUNCH_ITERATIONS
     assert limits["kResidualMaxStages"] == limits["kRolloutMaxStages"] == cuda_kernels.MAX_STAGES
 
 

@@ -29,7 +29,7 @@ RECALL_STAGES = (StageSpec(relu=False), StageSpec(), StageSpec(skip=1))
 def standin() -> CudaBackend:
     """The backend over the stand-in, as if on a device of 3 multiprocessors."""
     torch.ops.load_library(str(cuda_build.standin_library()))
-    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", processors=3))
+    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=3))
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_blocks_run_in_one_launch(standin: CudaBackend, chosen: None, monkeypatc
     launches: list[int] = []
     residual = standin.kernels.residual
 
-    def counted(call: Any, state: Tensor, steps: int, **kw: Any) -> None:
-        launches.append(steps)
-        residual(call, state, steps, **kw)
+    def counted(call: Any, state: Tensor, stage_count: int, **kw: Any) -> None:
+        launches.append(stage_count)
+        residual(call, state, stage_count, **kw)
 
     monkeypatch.setattr(standin.kernels, "residual", counted)
     module = R(32, 4, blocks=1, backend="cuda", checkpoint="sqrt").bfloat16()
@@ -95,7 +95,7 @@ def test_same_bits_from_several_launches(
     module = R(16, 5, recall=True, blocks=1, backend="cuda", checkpoint=checkpoint).bfloat16()
     x, u = torch.randn(2, 16, 5, 6).bfloat16(), torch.randn(2, 16, 5, 6).bfloat16()
     whole = step(module, x, u, **kw)
-    monkeypatch.setattr(cuda_backend, "MAX_RESIDENT_STEPS", 2)
+    monkeypatch.setattr(cuda_backend, "MAX_LAUNCH_ITERATIONS", 2)
     parts = step(module, x, u, **kw)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -105,10 +105,12 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
     x = torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     packed = ops.cuda_pack(torch.zeros(16, 16, 3, 3, dtype=torch.bfloat16), 64, False)
 
-    def residual(stages: int = 2, steps: int = 4, keep: tuple[int, ...] = (), skip: bool = False, **kw: Any) -> None:
+    def residual(
+        stages: int = 2, stage_count: int = 4, keep: tuple[int, ...] = (), skip: bool = False, **kw: Any
+    ) -> None:
         given = {"weights": [packed] * stages, "tape_first": 2, "tapes": None} | kw
         ops.cuda_residual(
-            x, given["weights"], [], None, [1] * stages, [True] * stages, [skip] + [True] * (stages - 1), steps,
+            x, given["weights"], [], None, [1] * stages, [True] * stages, [skip] + [True] * (stages - 1), stage_count,
             list(keep), given["tape_first"], 3, None, given["tapes"], torch.empty_like(x),
         )  # fmt: skip
 
@@ -116,9 +118,9 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
     with pytest.raises(RuntimeError, match="no skip at the first"):
         residual(skip=True)
     with pytest.raises(RuntimeError, match="expected 1 to 16 stages"):
-        residual(stages=17, steps=17, tape_first=1)
-    with pytest.raises(RuntimeError, match="or one step less, got 6"):
-        residual(stages=4, steps=6)
+        residual(stages=17, stage_count=17, tape_first=1)
+    with pytest.raises(RuntimeError, match="or one stage less, got 6"):
+        residual(stages=4, stage_count=6)
     with pytest.raises(RuntimeError, match="ascending iterations below 2"):
         residual(keep=(2,))
     with pytest.raises(RuntimeError, match="room for 1 kept maps"):

@@ -26,7 +26,7 @@ C, R = rdk.RecurrentConv, rdk.RecurrentResidual
 def standin() -> CudaBackend:
     """The backend over the stand-in, as if on a device of 4 multiprocessors."""
     torch.ops.load_library(str(cuda_build.standin_library()))
-    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", processors=4))
+    return CudaBackend(Kernels(cuda_build.NAMESPACE, "cpu", multiprocessors=4))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ MAZE = {"shape": (1, 128, 32, 32), "stages": BLOCKS, "iterations": 100, "needs_g
 def test_which_problems_are_spread_over_the_device(
     standin: CudaBackend, changes: dict[str, Any], words: str | None
 ) -> None:
-    kernels = Kernels(standin.kernels.namespace, "cpu", processors=132)
+    kernels = Kernels(standin.kernels.namespace, "cpu", multiprocessors=132)
     reason = kernels.not_rollout(problem(**MAZE | changes))
     assert reason is None if words is None else reason is not None and words in reason
 
@@ -131,27 +131,29 @@ WHOLE: dict[str, dict[str, Any]] = {
     "eight maps": {"cls": C, "channels": 64, "iterations": 16, "shape": (8, 64, 28, 28)},
 }
 # on an sm_90 device, and as if it had 4 multiprocessors
-ON_A_GPU = [(name, processors) for name in CASES for processors in (None, 4)] + [(name, None) for name in WHOLE]
+ON_A_GPU = [(name, multiprocessors) for name in CASES for multiprocessors in (None, 4)] + [
+    (name, None) for name in WHOLE
+]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name, processors", ON_A_GPU)
-def test_on_a_gpu(name: str, processors: int | None) -> None:
+@pytest.mark.parametrize("name, multiprocessors", ON_A_GPU)
+def test_on_a_gpu(name: str, multiprocessors: int | None) -> None:
     """The same by the compiled kernels on an sm_90 device, and maps of 32x32 over all of it."""
     reason = BACKEND.unavailable()
     if reason is not None:
         pytest.skip(reason)
     module, inputs = pair(**(CASES | WHOLE)[name])
     plain = plain_eager(module)
-    with replaced_by(CudaBackend(Kernels(processors=processors))):
+    with replaced_by(CudaBackend(Kernels(multiprocessors=multiprocessors))):
         got = run(module.cuda(), {key: given.cuda() for key, given in inputs.items()}).cpu()
     assert_right(got, plain, inputs)
 
 
 def test_cases_on_a_gpu_reach_every_tile(standin: CudaBackend) -> None:
     rows = set()
-    for name, processors in ON_A_GPU:
-        kernels = Kernels(standin.kernels.namespace, "cpu", processors=processors or 132)
+    for name, multiprocessors in ON_A_GPU:
+        kernels = Kernels(standin.kernels.namespace, "cpu", multiprocessors=multiprocessors or 132)
         plan = kernels._rollout_plan_of(problem_of(**(CASES | WHOLE)[name]))
         assert not plan.refusal, name
         rows.add(plan.rows)
@@ -170,7 +172,7 @@ def test_states_and_several_launches(name: str, launches: list[int], monkeypatch
     module, inputs = pair(**CASES[name])
     last, states = run(module, inputs), run(module, inputs, return_states=True)
     assert launches == [4, 4]
-    monkeypatch.setattr(cuda_backend, "MAX_RESIDENT_STEPS", 3)
+    monkeypatch.setattr(cuda_backend, "MAX_LAUNCH_ITERATIONS", 3)
     assert torch.equal(run(module, inputs), last)
     assert launches[2:] == [3, 1]
     again = run(module, inputs, return_states=True)

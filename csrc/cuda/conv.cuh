@@ -1,7 +1,7 @@
 // The fused convolution: a persistent implicit GEMM over the padded position space; launched by conv_bf16.cu and
 // conv_fp16.cu.
 //
-// Output channels are rows of wgmma, positions its columns. A stage of the ring is one slab of 16 input channels: the
+// Output channels are rows of wgmma, positions its columns. A buffer of the ring is one slab of 16 input channels: the
 // tile's positions with their halo, gathered once and read nine times at shifted starts, and the nine taps' weights.
 #pragma once
 
@@ -19,29 +19,29 @@ struct ConvKernel {
   static constexpr PackedWeights packed{tile.rows()};
 
   struct Memory {  // addresses in shared memory
-    uint32_t stages, stage_bytes, staging, positions, full, empty;
+    uint32_t ring, buffer_bytes, staging, positions, full, empty;
 
     RDK_DEVICE Memory(const ConvParams& p) {
-      const ConvLayout layout = conv_layout(tile, p.slots, p.stages);
-      stages = shared_base();
-      stage_bytes = static_cast<uint32_t>(layout.stage_bytes);
-      staging = stages + static_cast<uint32_t>(layout.staging);
-      positions = stages + static_cast<uint32_t>(layout.positions);
-      full = stages + static_cast<uint32_t>(layout.barriers);
-      empty = full + 8 * kConvMaxStages;
+      const ConvLayout layout = conv_layout(tile, p.slots, p.buffers);
+      ring = shared_base();
+      buffer_bytes = static_cast<uint32_t>(layout.buffer_bytes);
+      staging = ring + static_cast<uint32_t>(layout.staging);
+      positions = ring + static_cast<uint32_t>(layout.positions);
+      full = ring + static_cast<uint32_t>(layout.barriers);
+      empty = full + 8 * kConvMaxBuffers;
     }
-    RDK_DEVICE uint32_t activations(int stage) const { return stages + static_cast<uint32_t>(stage) * stage_bytes; }
-    RDK_DEVICE uint32_t weights(int stage) const {
-      return activations(stage) + stage_bytes - static_cast<uint32_t>(packed.slab_bytes());
+    RDK_DEVICE uint32_t activations(int buffer) const { return ring + static_cast<uint32_t>(buffer) * buffer_bytes; }
+    RDK_DEVICE uint32_t weights(int buffer) const {
+      return activations(buffer) + buffer_bytes - static_cast<uint32_t>(packed.slab_bytes());
     }
   };
 
   static RDK_DEVICE void kernel(const ConvParams& p) {
     const Memory memory(p);
     if (thread_index() == 0) {
-      for (int stage = 0; stage < p.stages; ++stage) {
-        mbarrier_init(memory.full + 8 * stage, kWarpgroup + 1);  // every producer thread, and the bulk copy's bytes
-        mbarrier_init(memory.empty + 8 * stage, 2 * kWarpgroup / 32);
+      for (int buffer = 0; buffer < p.buffers; ++buffer) {
+        mbarrier_init(memory.full + 8 * buffer, kWarpgroup + 1);  // every producer thread, and the bulk copy's bytes
+        mbarrier_init(memory.empty + 8 * buffer, 2 * kWarpgroup / 32);
       }
       fence_mbarrier_init();
     }
@@ -58,7 +58,7 @@ struct ConvKernel {
   static RDK_DEVICE void produce(const ConvParams& p, const Memory& memory) {
     const int thread = thread_index();
     const int slabs = p.channels / kChannelStep;
-    Filling ring{memory.full, memory.empty, p.stages};
+    Filling ring{memory.full, memory.empty, p.buffers};
     for (int t = block_index(); t < p.tiles; t += block_count()) {
       const int column = p.by_row_tiles.quotient(t);
       const int first = column * tile.positions() - p.grid.halo();
@@ -71,14 +71,14 @@ struct ConvKernel {
       barrier_sync(1, kWarpgroup);
       for (int slab = 0; slab < slabs; ++slab) {
         ring.begin();
-        const int stage = ring.turn.stage;
+        const int buffer = ring.turn.buffer;
         if (thread == 0) {
           const int64_t offset = (static_cast<int64_t>(block) * slabs + slab) * packed.slab_bytes();
-          mbarrier_arrive_expecting(memory.full + 8 * stage, packed.slab_bytes());
-          bulk_copy(memory.weights(stage), static_cast<const char*>(p.weights) + offset, packed.slab_bytes(),
-                    memory.full + 8 * stage);
+          mbarrier_arrive_expecting(memory.full + 8 * buffer, packed.slab_bytes());
+          bulk_copy(memory.weights(buffer), static_cast<const char*>(p.weights) + offset, packed.slab_bytes(),
+                    memory.full + 8 * buffer);
         }
-        gather(p, memory, slab, stage);
+        gather(p, memory, slab, buffer);
         ring.end();
       }
     }
@@ -86,9 +86,9 @@ struct ConvKernel {
   }
 
   // 16 channels of every slot; two neighbouring lanes take the 32 contiguous bytes of one pixel.
-  static RDK_DEVICE void gather(const ConvParams& p, const Memory& memory, int slab, int stage) {
+  static RDK_DEVICE void gather(const ConvParams& p, const Memory& memory, int slab, int buffer) {
     const int half = thread_index() % 2;
-    const uint32_t to = map_address(memory.activations(stage), p.slots, half, 0);
+    const uint32_t to = map_address(memory.activations(buffer), p.slots, half, 0);
     const int64_t channel = slab * kChannelStep + half * 8;
     for (int slot = thread_index() / 2; slot < p.slots; slot += kWarpgroup / 2) {
       const int pixel = static_cast<int>(load_shared_word(memory.positions + 4 * slot));
@@ -111,9 +111,9 @@ struct ConvKernel {
       float sums[N / 2];
       fill_rows(sums, bias_of_rows(p.bias, channel, p.channels));
       for (int slab = 0; slab < slabs; ++slab) {
-        mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-        uint32_t a = descriptor_start(memory.weights(turn.stage) + static_cast<uint32_t>(first_row * kUnit));
-        const uint32_t b = descriptor_start(map_address(memory.activations(turn.stage), p.slots, 0, first_position));
+        mbarrier_wait(memory.full + 8 * turn.buffer, turn.parity);
+        uint32_t a = descriptor_start(memory.weights(turn.buffer) + static_cast<uint32_t>(first_row * kUnit));
+        const uint32_t b = descriptor_start(map_address(memory.activations(turn.buffer), p.slots, 0, first_position));
         wgmma_fence();
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
@@ -122,14 +122,14 @@ struct ConvKernel {
           a += static_cast<uint32_t>(packed.tap_bytes()) >> 4;
         }
         wgmma_commit();
-        if (slab > 0) {  // the products of the stage before are done
+        if (slab > 0) {  // the products of the buffer before are done
           wgmma_wait<1>();
-          release(memory.empty, turn.before(p.stages));
+          release(memory.empty, turn.before(p.buffers));
         }
-        turn.advance(p.stages);
+        turn.advance(p.buffers);
       }
       wgmma_wait<0>();
-      release(memory.empty, turn.before(p.stages));
+      release(memory.empty, turn.before(p.buffers));
       finish(p, memory, sums, group, column * tile.positions() + first_position, channel, column);
     }
   }
@@ -150,14 +150,14 @@ struct ConvKernel {
     if (channel < p.channels) {
       const Eight scale = per_channel(p.scale, channel, 1.0f);
       const Eight shift = per_channel(p.shift, channel, 0.0f);
-      constexpr int kStep = kWarpgroup / 8, kAtOnce = 4;  // slots from a thread's one to its next; those whose maps are
-      static_assert(N % (kStep * kAtOnce) == 0);          // asked for together
+      constexpr int kStep = kWarpgroup / 8;  // slots from a thread's one to its next
+      static_assert(N % (kStep * kConvUnitsAtOnce) == 0);
 #pragma unroll 1
-      for (int first = thread / 8; first < N; first += kStep * kAtOnce) {
-        int64_t offset[kAtOnce];
-        Unit inject[kAtOnce] = {}, skip[kAtOnce] = {}, mask[kAtOnce] = {};
+      for (int first = thread / 8; first < N; first += kStep * kConvUnitsAtOnce) {
+        int64_t offset[kConvUnitsAtOnce];
+        Unit inject[kConvUnitsAtOnce] = {}, skip[kConvUnitsAtOnce] = {}, mask[kConvUnitsAtOnce] = {};
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
+        for (int i = 0; i < kConvUnitsAtOnce; ++i) {
           const int position = first_position + first + i * kStep;
           const int pixel = pixel_of_position(position, p.images, p.grid, p.by_period, p.by_pitch);
           offset[i] = pixel < 0 ? -1 : static_cast<int64_t>(pixel) * p.channels + channel;
@@ -166,7 +166,7 @@ struct ConvKernel {
         load_units(skip, p.skip, offset);
         load_units(mask, p.mask, offset);
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
+        for (int i = 0; i < kConvUnitsAtOnce; ++i) {
           if (offset[i] < 0) continue;
           Eight z = widen<T>(load_shared(map_address(staging, tile.staging_slots(), chunk, first + i * kStep)));
           if (p.scale != nullptr) {
@@ -250,7 +250,7 @@ conv_kernel(RDK_PARAMS ConvParams p) {
 // Starts the kernel whose tile the plan chose; returns nullptr or what went wrong.
 template <class T>
 const char* launch_conv(const ConvParams& p, ConvTile tile, int blocks, void* stream) {
-  const int bytes = conv_layout(tile, p.slots, p.stages).total;
+  const int bytes = conv_layout(tile, p.slots, p.buffers).total;
 #define RDK_LAUNCH(M, N) \
   if (tile.m == M && tile.n == N) return launch(conv_kernel<T, M, N>, blocks, kConvThreads, bytes, stream, p);
   RDK_CONV_TILES(RDK_LAUNCH)

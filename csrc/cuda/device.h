@@ -1,5 +1,5 @@
-// The device that a tensor lives on: guard, current stream, capability; used by ops.cpp. The stand-in has the CPU as
-// its device.
+// The device that a tensor lives on: guard, current stream, capability; included by checks.h. The stand-in has the
+// CPU as its device.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-// What follows a convolution, on 8 channels of one pixel: scale and shift, added maps, ReLU, mask; statistics over a
-// tile. Called by the convolution kernels.
+// Maps in units of 8 channels of one pixel: addresses, loads, widening, added maps, ReLU, mask. Included by every
+// kernel.
 #pragma once
 
 #include "primitives.cuh"

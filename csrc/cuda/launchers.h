@@ -1,5 +1,5 @@
-// The functions that start kernels, one per kernel and half type; defined in the .cu files, called by ops.cpp and the
-// tests.
+// The functions that start kernels, one per kernel and half type; defined in the .cu files, called by ops.cpp,
+// ops_residual.cpp, ops_rollout.cpp and the tests.
 #pragma once
 
 #include "plan.h"

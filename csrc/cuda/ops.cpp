@@ -1,5 +1,5 @@
-// The operators rdk::cuda_…: checks, parameter structs, launches; called by rdk/backends/cuda.py and cuda_gradients.py,
-// which allocate everything.
+// The operators of conv.cuh, resident.cuh and wgrad.cuh: checks, parameter structs, launches; called by
+// rdk/backends/cuda_kernels.py. What they write is the caller's; cuda_pack alone returns a tensor of its own.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <torch/library.h>
@@ -14,30 +14,30 @@ namespace {
 // ---- planning: sizes only
 
 std::vector<int64_t> conv_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
-                                  int64_t processors) {
+                                  int64_t multiprocessors) {
   const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
   const ConvPlan plan =
-      conv_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
-  return {plan.stages, plan.tile.rows(), plan.tile.positions(), plan.groups, plan.tiles, plan.blocks};
+      conv_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(multiprocessors));
+  return {plan.buffers, plan.tile.rows(), plan.tile.positions(), plan.groups, plan.tiles, plan.blocks};
 }
 
 // What is refused, "" where nothing is; output channels and positions of a tile; images that a block takes in turn.
 std::tuple<std::string, int64_t, int64_t, int64_t> resident_plan_op(int64_t images, int64_t channels, int64_t height,
                                                                     int64_t width, int64_t dilation,
-                                                                    int64_t processors) {
+                                                                    int64_t multiprocessors) {
   const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
   const ResidentPlan plan =
-      resident_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
+      resident_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(multiprocessors));
   return {plan.refusal == nullptr ? "" : plan.refusal, kRows, plan.tile.positions(),
-          (images + processors - 1) / processors};
+          (images + multiprocessors - 1) / multiprocessors};
 }
 
 std::vector<int64_t> wgrad_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
-                                   int64_t processors) {
+                                   int64_t multiprocessors) {
   const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
   const WgradPlan plan =
-      wgrad_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(processors));
-  return {plan.stages, plan.splits, plan.channel_tiles};
+      wgrad_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(multiprocessors));
+  return {plan.buffers, plan.splits, plan.channel_tiles};
 }
 
 // ---- weights
@@ -64,15 +64,15 @@ Tensor pack_op(const Tensor& weight, int64_t rows, bool transposed) {
 
 void conv_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias, const MaybeTensor& scale,
              const MaybeTensor& shift, const MaybeTensor& inject, const MaybeTensor& skip, const MaybeTensor& mask,
-             int64_t dilation, bool relu, int64_t processors, Tensor output, std::optional<Tensor> statistics) {
+             int64_t dilation, bool relu, int64_t multiprocessors, Tensor output, std::optional<Tensor> statistics) {
   const char* op = "cuda_conv";
   check_map(input, input, op, "input");
   check_map(output, input, op, "output");
   if (input.numel() == 0) return;
   const PaddedGrid grid = grid_of(input, dilation, op);
   const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
-  const ConvPlan plan = conv_plan(images, channels, grid, static_cast<int>(processors));
-  TORCH_CHECK(plan.stages >= kConvMinStages, "rdk: cuda_conv: a map of width ", grid.width, " at dilation ", dilation,
+  const ConvPlan plan = conv_plan(images, channels, grid, static_cast<int>(multiprocessors));
+  TORCH_CHECK(plan.buffers >= kConvMinBuffers, "rdk: cuda_conv: a map of width ", grid.width, " at dilation ", dilation,
               " does not fit in shared memory with its halo.");
   check_weights(weights, input, plan.tile.rows(), op);
   const OnDevice device(input);
@@ -100,24 +100,25 @@ void conv_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias
 }
 
 void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& bias, const MaybeTensor& inject,
-                 at::TensorList add, at::TensorList mask, int64_t dilation, bool relu, int64_t steps,
-                 at::IntArrayRef keep, int64_t processors, std::optional<Tensor> kept, std::optional<Tensor> output) {
+                 at::TensorList add, at::TensorList mask, int64_t dilation, bool relu, int64_t iterations,
+                 at::IntArrayRef keep, int64_t multiprocessors, std::optional<Tensor> kept,
+                 std::optional<Tensor> output) {
   const char* op = "cuda_resident";
   check_map(input, input, op, "input");
   if (input.numel() == 0) return;
   const PaddedGrid grid = grid_of(input, dilation, op);
   const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
-  const ResidentPlan plan = resident_plan(images, channels, grid, static_cast<int>(processors));
+  const ResidentPlan plan = resident_plan(images, channels, grid, static_cast<int>(multiprocessors));
   TORCH_CHECK(plan.refusal == nullptr, "rdk: cuda_resident: ", plan.refusal, "; the input is ", input.sizes(), ".");
-  TORCH_CHECK(steps >= 1 && steps <= kResidentMaxIterations, "rdk: cuda_resident: expected 1 to ",
-              kResidentMaxIterations, " steps, got ", steps, ".");
-  // one map per step, or one less: none for the last step
-  const auto fits = [steps](at::TensorList maps) {
+  TORCH_CHECK(iterations >= 1 && iterations <= kMaxLaunchIterations, "rdk: cuda_resident: expected 1 to ",
+              kMaxLaunchIterations, " iterations, got ", iterations, ".");
+  // one map per iteration, or one less: none for the last iteration
+  const auto fits = [iterations](at::TensorList maps) {
     const auto count = static_cast<int64_t>(maps.size());
-    return count == 0 || count == steps || count == steps - 1;
+    return count == 0 || count == iterations || count == iterations - 1;
   };
-  TORCH_CHECK(fits(add) && fits(mask), "rdk: cuda_resident: expected an added map and a mask for each of ", steps,
-              " steps, for all but the last, or none; got ", add.size(), " and ", mask.size(), ".");
+  TORCH_CHECK(fits(add) && fits(mask), "rdk: cuda_resident: expected an added map and a mask for each of ", iterations,
+              " iterations, for all but the last, or none; got ", add.size(), " and ", mask.size(), ".");
   check_weights(weights, input, kRows, op);
   const OnDevice device(input);
   ResidentParams p = resident_params(plan, images, channels, grid);
@@ -127,7 +128,7 @@ void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& 
   p.inject = map_pointer(inject, input, op, "inject");
   for (const Tensor& map : add) check_map(map, input, op, "add");
   for (const Tensor& map : mask) check_map(map, input, op, "mask");
-  const auto before_last = static_cast<size_t>(steps - 1);
+  const auto before_last = static_cast<size_t>(iterations - 1);
   if (!add.empty()) {
     p.add = add[0].const_data_ptr();
     p.add_stride = stride_of(add.slice(0, before_last), op, "add");
@@ -138,20 +139,20 @@ void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& 
     p.mask_stride = stride_of(mask.slice(0, before_last), op, "mask");
     p.mask_last = mask.size() > before_last ? mask[before_last].const_data_ptr() : nullptr;
   }
-  set_kept(p.keep, keep, steps, op, "steps");
+  set_kept(p.keep, keep, iterations, op, "iterations");
   p.kept = maps_pointer(kept, static_cast<int64_t>(keep.size()), input, op, "kept");
   if (p.kept != nullptr) p.kept_stride = kept->stride(0);
   if (output) {
     check_map(*output, input, op, "output");
     p.output = output->mutable_data_ptr();
   }
-  p.steps = static_cast<int>(steps);
+  p.iterations = static_cast<int>(iterations);
   p.relu = relu;
   const auto run = input.scalar_type() == at::kBFloat16 ? launch_resident_bf16 : launch_resident_fp16;
   check_launch(run(p, plan.tile, plan.blocks, device.stream()), op);
 }
 
-void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, bool accumulate, int64_t processors,
+void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, bool accumulate, int64_t multiprocessors,
               Tensor partials) {
   const char* op = "cuda_wgrad";
   TORCH_CHECK(!grads.empty() && grads.size() == states.size(),
@@ -165,10 +166,10 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   }
   const PaddedGrid grid = grid_of(like, dilation, op);
   const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
-  const size_t steps = grads.size();
-  const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(processors));
-  TORCH_CHECK(plan.stages >= kWgradMinStages, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ", dilation,
-              " does not fit in shared memory with its halo.");
+  const size_t pairs = grads.size();
+  const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(multiprocessors));
+  TORCH_CHECK(plan.buffers >= kWgradMinBuffers, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ",
+              dilation, " does not fit in shared memory with its halo.");
   TORCH_CHECK(partials.scalar_type() == at::kFloat && partials.is_contiguous() && partials.device() == like.device() &&
                   partials.sizes() ==
                       at::IntArrayRef({plan.splits, plan.channel_tiles, plan.channel_tiles, kTaps, kRows, kRows}),
@@ -177,15 +178,15 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   const OnDevice device(like);
   WgradParams p = wgrad_params(plan, images, channels, grid);
   p.grad_first = grads[0].const_data_ptr();
-  p.state_last = states[steps - 1].const_data_ptr();
-  if (steps > 1) {
+  p.state_last = states[pairs - 1].const_data_ptr();
+  if (pairs > 1) {
     p.grad = grads[1].const_data_ptr();
     p.grad_stride = stride_of(grads.slice(1), op, "the gradients");
     p.state = states[0].const_data_ptr();
-    p.state_stride = stride_of(states.slice(0, steps - 1), op, "the states");
+    p.state_stride = stride_of(states.slice(0, pairs - 1), op, "the states");
   }
   p.partials = partials.mutable_data_ptr<float>();
-  p.steps = static_cast<int>(steps);
+  p.pairs = static_cast<int>(pairs);
   p.accumulate = accumulate;
   const auto run = like.scalar_type() == at::kBFloat16 ? launch_wgrad_bf16 : launch_wgrad_fp16;
   check_launch(run(p, device.stream()), op);
@@ -195,26 +196,26 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
 }  // namespace rdk::cuda
 
 TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
-  m.def("cuda_conv_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
+  m.def("cuda_conv_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) -> int[]",
         &rdk::cuda::conv_plan_op);
   m.def(
-      "cuda_resident_plan(int images, int channels, int height, int width, int dilation, int processors) -> (str, int, "
-      "int, int)",
+      "cuda_resident_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) -> "
+      "(str, int, int, int)",
       &rdk::cuda::resident_plan_op);
-  m.def("cuda_wgrad_plan(int images, int channels, int height, int width, int dilation, int processors) -> int[]",
+  m.def("cuda_wgrad_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) -> int[]",
         &rdk::cuda::wgrad_plan_op);
   m.def("cuda_pack(Tensor weight, int rows, bool transposed) -> Tensor", &rdk::cuda::pack_op);
   m.def(
       "cuda_conv(Tensor input, Tensor weights, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? inject, Tensor? "
-      "skip, Tensor? mask, "
-      "int dilation, bool relu, int processors, Tensor(a!) output, Tensor(b!)? statistics) -> ()");
+      "skip, Tensor? mask, int dilation, bool relu, int multiprocessors, Tensor(a!) output, Tensor(b!)? statistics) -> "
+      "()");
   m.def(
       "cuda_resident(Tensor input, Tensor weights, Tensor? bias, Tensor? inject, Tensor[] add, Tensor[] mask, int "
-      "dilation, bool relu, "
-      "int steps, int[] keep, int processors, Tensor(a!)? kept, Tensor(b!)? output) -> ()");
+      "dilation, bool relu, int iterations, int[] keep, int multiprocessors, Tensor(a!)? kept, Tensor(b!)? output) -> "
+      "()");
   m.def(
-      "cuda_wgrad(Tensor[] grads, Tensor[] states, int dilation, bool accumulate, int processors, Tensor(a!) partials) "
-      "-> ()");
+      "cuda_wgrad(Tensor[] grads, Tensor[] states, int dilation, bool accumulate, int multiprocessors, Tensor(a!) "
+      "partials) -> ()");
   // one implementation for every device: it says itself what it needs
   m.impl("cuda_conv", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::conv_op));
   m.impl("cuda_resident", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::resident_op));

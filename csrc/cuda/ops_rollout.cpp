@@ -14,19 +14,19 @@ namespace {
 // What is refused, "" where nothing is, and the output channels of a block.
 std::tuple<std::string, int64_t> rollout_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width,
                                                  int64_t dilation, int64_t stages, int64_t iterations,
-                                                 int64_t processors) {
-  if (iterations * stages < kRolloutMinSteps) return {"fewer than 16 convolutions do not repay its beginning", 0};
+                                                 int64_t multiprocessors) {
+  if (iterations * stages < kRolloutMinStageCount) return {"fewer than 16 convolutions do not repay its beginning", 0};
   const Patches patches{static_cast<int>(height), static_cast<int>(width)};
   const RolloutPlan plan =
       rollout_plan(static_cast<int>(images), static_cast<int>(channels), patches, static_cast<int>(dilation),
-                   static_cast<int>(stages), static_cast<int>(processors));
+                   static_cast<int>(stages), static_cast<int>(multiprocessors));
   return {plan.refusal == nullptr ? "" : plan.refusal, plan.tile.n};
 }
 
 void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList biases, const MaybeTensor& inject,
                 at::IntArrayRef dilations, const c10::List<bool>& relu, const c10::List<bool>& skip, int64_t iterations,
-                at::IntArrayRef keep, int64_t processors, Tensor workspace, Tensor arrivals, std::optional<Tensor> kept,
-                std::optional<Tensor> output) {
+                at::IntArrayRef keep, int64_t multiprocessors, Tensor workspace, Tensor arrivals,
+                std::optional<Tensor> kept, std::optional<Tensor> output) {
   const char* op = "cuda_rollout";
   check_map(input, input, op, "input");
   if (input.numel() == 0) return;
@@ -40,13 +40,13 @@ void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList bias
       " stages with a weight, a dilation, relu and skip each, no skip at the first, and a bias each or none; got ",
       stages, " weights, dilations ", dilations, ", ", relu.size(), " relu, ", skip.size(), " skip and ", biases.size(),
       " biases.");
-  TORCH_CHECK(iterations >= 1 && iterations <= kResidentMaxIterations, "rdk: cuda_rollout: expected 1 to ",
-              kResidentMaxIterations, " iterations, got ", iterations, ".");
+  TORCH_CHECK(iterations >= 1 && iterations <= kMaxLaunchIterations, "rdk: cuda_rollout: expected 1 to ",
+              kMaxLaunchIterations, " iterations, got ", iterations, ".");
   const int images = static_cast<int>(input.size(0)), channels = static_cast<int>(input.size(1));
   const int largest = static_cast<int>(*std::max_element(dilations.begin(), dilations.end()));
   const Patches patches{static_cast<int>(input.size(2)), static_cast<int>(input.size(3))};
   const RolloutPlan plan =
-      rollout_plan(images, channels, patches, largest, static_cast<int>(stages), static_cast<int>(processors));
+      rollout_plan(images, channels, patches, largest, static_cast<int>(stages), static_cast<int>(multiprocessors));
   TORCH_CHECK(plan.refusal == nullptr, "rdk: cuda_rollout: ", plan.refusal, "; the input is ", input.sizes(), ".");
   const OnDevice device(input);
   RolloutParams p = rollout_params(plan, images, channels, patches, largest);
@@ -79,7 +79,7 @@ void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList bias
   arrivals.zero_();  // on the stream of the launch, before it
   p.arrivals = static_cast<uint32_t*>(arrivals.mutable_data_ptr());
   p.stages = static_cast<int>(stages);
-  p.steps = static_cast<int>(iterations * static_cast<int64_t>(stages));
+  p.stage_count = static_cast<int>(iterations * static_cast<int64_t>(stages));
   const auto run = input.scalar_type() == at::kBFloat16 ? launch_rollout_bf16 : launch_rollout_fp16;
   check_launch(run(p, plan.tile, plan.blocks, device.stream()), op);
 }
@@ -90,11 +90,11 @@ void rollout_op(const Tensor& input, at::TensorList weights, at::TensorList bias
 TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
   m.def(
       "cuda_rollout_plan(int images, int channels, int height, int width, int dilation, int stages, int iterations, "
-      "int processors) -> (str, int)",
+      "int multiprocessors) -> (str, int)",
       &rdk::cuda::rollout_plan_op);
   m.def(
       "cuda_rollout(Tensor input, Tensor[] weights, Tensor[] biases, Tensor? inject, int[] dilations, bool[] relu, "
-      "bool[] skip, int iterations, int[] keep, int processors, Tensor(a!) workspace, Tensor(b!) arrivals, "
+      "bool[] skip, int iterations, int[] keep, int multiprocessors, Tensor(a!) workspace, Tensor(b!) arrivals, "
       "Tensor(c!)? kept, Tensor(d!)? output) -> ()");
   m.impl("cuda_rollout", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::rollout_op));
 }

@@ -1,5 +1,5 @@
-// Which tile, how many stages and blocks: pure arithmetic on sizes; called by ops.cpp, the kernels (layouts) and the
-// tests.
+// Which tile, how many buffers and blocks: pure arithmetic on sizes; called by ops.cpp, ops_residual.cpp, the
+// kernels (layouts) and the tests.
 #pragma once
 
 #include <cstdint>
@@ -19,58 +19,58 @@ struct ConvTile {
 };
 
 struct ConvLayout {  // offsets in shared memory
-  int stage_bytes, staging, positions, barriers, total;
+  int buffer_bytes, staging, positions, barriers, total;
 };
 
-RDK_BOTH constexpr ConvLayout conv_layout(ConvTile tile, int slots, int stages) {
+RDK_BOTH constexpr ConvLayout conv_layout(ConvTile tile, int slots, int buffers) {
   ConvLayout layout{};
-  layout.stage_bytes = round_up(2 * slots * kUnit, 128) + PackedWeights{tile.rows()}.slab_bytes();
-  layout.staging = stages * layout.stage_bytes;
+  layout.buffer_bytes = round_up(2 * slots * kUnit, 128) + PackedWeights{tile.rows()}.slab_bytes();
+  layout.staging = buffers * layout.buffer_bytes;
   layout.positions = layout.staging + 2 * tile.staging_bytes();
   layout.barriers = layout.positions + round_up(4 * slots, 16);
-  layout.total = layout.barriers + 2 * 8 * kConvMaxStages;
+  layout.total = layout.barriers + 2 * 8 * kConvMaxBuffers;
   return layout;
 }
 
 struct ConvPlan {
   ConvTile tile;
-  int slots, stages, row_tiles, tiles, blocks, groups;  // groups: rows of the statistics
+  int slots, buffers, row_tiles, tiles, blocks, groups;  // groups: rows of the statistics
 };
 
-constexpr ConvPlan conv_plan_for(ConvTile tile, int images, int channels, const PaddedGrid& grid, int processors) {
+constexpr ConvPlan conv_plan_for(ConvTile tile, int images, int channels, const PaddedGrid& grid, int multiprocessors) {
   ConvPlan plan{};
   plan.tile = tile;
   if (!grid.halo_fits()) return plan;
   plan.slots = slab_slots(tile.positions() + 2 * grid.halo());
-  plan.stages = kConvMaxStages;
-  while (plan.stages > 0 && conv_layout(tile, plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
+  plan.buffers = kConvMaxBuffers;
+  while (plan.buffers > 0 && conv_layout(tile, plan.slots, plan.buffers).total > kSharedBytes) --plan.buffers;
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
   const int columns = static_cast<int>((positions + tile.positions() - 1) / tile.positions());
   plan.row_tiles = ceil_div(channels, tile.rows());
   plan.tiles = columns * plan.row_tiles;
-  plan.blocks = plan.tiles < processors ? plan.tiles : processors;
+  plan.blocks = plan.tiles < multiprocessors ? plan.tiles : multiprocessors;
   plan.groups = columns * 2 / tile.m;
   return plan;
 }
 
 // Clocks of the slowest multiprocessor: waves of tiles, each bound by its products or by what it reads (est.).
-constexpr int64_t conv_cost(const ConvPlan& plan, int channels, int processors) {
+constexpr int64_t conv_cost(const ConvPlan& plan, int channels, int multiprocessors) {
   const int64_t products = 9 * plan.tile.n;  // of one slab: two warpgroups, 9 taps, n / 2 clocks each
-  const int64_t reads = conv_layout(plan.tile, plan.slots, 1).stage_bytes / kL2BytesPerClock;
+  const int64_t reads = conv_layout(plan.tile, plan.slots, 1).buffer_bytes / kL2BytesPerClock;
   const int64_t slab = products > reads ? products : reads;
-  const int64_t hidden = plan.stages < 3 ? 5 : 4;  // two stages hide less of the reads
-  return ceil_div(plan.tiles, processors) * slab * (channels / kChannelStep + kConvTileOverhead) * hidden;
+  const int64_t hidden = plan.buffers < 3 ? 5 : 4;  // two buffers hide less of the reads
+  return ceil_div(plan.tiles, multiprocessors) * slab * (channels / kChannelStep + kConvTileOverhead) * hidden;
 }
 
-// The cheapest tile that fits in shared memory; stages is below kConvMinStages where none does.
-constexpr ConvPlan conv_plan(int images, int channels, const PaddedGrid& grid, int processors) {
+// The cheapest tile that fits in shared memory; buffers is below kConvMinBuffers where none does.
+constexpr ConvPlan conv_plan(int images, int channels, const PaddedGrid& grid, int multiprocessors) {
   ConvPlan best{};
-#define RDK_TRY(M, N)                                                                                        \
-  {                                                                                                          \
-    const ConvPlan plan = conv_plan_for({M, N}, images, channels, grid, processors);                         \
-    if (plan.stages >= kConvMinStages &&                                                                     \
-        (best.stages == 0 || conv_cost(plan, channels, processors) < conv_cost(best, channels, processors))) \
-      best = plan;                                                                                           \
+#define RDK_TRY(M, N)                                                                                             \
+  {                                                                                                               \
+    const ConvPlan plan = conv_plan_for({M, N}, images, channels, grid, multiprocessors);                         \
+    if (plan.buffers >= kConvMinBuffers && (best.buffers == 0 || conv_cost(plan, channels, multiprocessors) <     \
+                                                                     conv_cost(best, channels, multiprocessors))) \
+      best = plan;                                                                                                \
   }
   RDK_CONV_TILES(RDK_TRY)
 #undef RDK_TRY
@@ -89,7 +89,7 @@ constexpr ConvParams conv_params(const ConvPlan& plan, int images, int channels,
   p.row_tiles = plan.row_tiles;
   p.tiles = plan.tiles;
   p.slots = plan.slots;
-  p.stages = plan.stages;
+  p.buffers = plan.buffers;
   return p;
 }
 
@@ -134,10 +134,10 @@ struct ResidentPlan {
 };
 
 // The smallest tile that holds the map; `refusal` says which of the limits is exceeded.
-constexpr ResidentPlan resident_plan(int images, int channels, const PaddedGrid& grid, int processors) {
+constexpr ResidentPlan resident_plan(int images, int channels, const PaddedGrid& grid, int multiprocessors) {
   ResidentPlan plan{};
   const int64_t slots = resident_slots(grid);
-  plan.blocks = images < processors ? images : processors;
+  plan.blocks = images < multiprocessors ? images : multiprocessors;
 #define RDK_TRY(N1, N2) \
   if (plan.tile.n1 == 0 && ResidentTile{N1, N2}.positions() >= grid.span()) plan.tile = {N1, N2};
   RDK_RESIDENT_TILES(RDK_TRY)
@@ -200,12 +200,12 @@ struct ResidualPlan {
 
 // The smallest tile for maps cut by `split`. `dilation`: the largest of the stages'.
 constexpr ResidualPlan residual_plan_for(int split, int images, int channels, int height, int width, int dilation,
-                                         int processors) {
+                                         int multiprocessors) {
   ResidualPlan plan{};
   plan.grids = {height, width, split};
   plan.grid = {ceil_div(height, split), ceil_div(width, split), dilation / split};
   plan.items = images * plan.grids.count();
-  plan.blocks = plan.items < processors ? plan.items : processors;
+  plan.blocks = plan.items < multiprocessors ? plan.items : multiprocessors;
   const int64_t rows = plan.grid.height + 2 * int64_t{plan.grid.dilation};
   const int64_t columns = int64_t{plan.grid.width} + plan.grid.dilation;
   if (channels > kResidualMaxChannels) {
@@ -236,14 +236,14 @@ constexpr ResidualPlan residual_plan_for(int split, int images, int channels, in
 // The cheapest cut: waves of grids over the multiprocessors, each as long as its tile is wide (est.). `common`:
 // greatest common divisor of the stages' dilations; `refusal` is that of the finest cut.
 constexpr ResidualPlan residual_plan(int images, int channels, int height, int width, int common, int largest,
-                                     int processors) {
-  const auto cost = [processors](const ResidualPlan& plan) {
-    return static_cast<int64_t>(ceil_div(plan.items, processors)) * (plan.tile.n1 + plan.tile.n2);
+                                     int multiprocessors) {
+  const auto cost = [multiprocessors](const ResidualPlan& plan) {
+    return static_cast<int64_t>(ceil_div(plan.items, multiprocessors)) * (plan.tile.n1 + plan.tile.n2);
   };
-  ResidualPlan best = residual_plan_for(common, images, channels, height, width, largest, processors);
+  ResidualPlan best = residual_plan_for(common, images, channels, height, width, largest, multiprocessors);
   for (int split = common - 1; split > 0; --split) {
     if (common % split != 0) continue;
-    const ResidualPlan plan = residual_plan_for(split, images, channels, height, width, largest, processors);
+    const ResidualPlan plan = residual_plan_for(split, images, channels, height, width, largest, multiprocessors);
     if (plan.refusal == nullptr && (best.refusal != nullptr || cost(plan) <= cost(best))) best = plan;
   }
   return best;
@@ -264,14 +264,14 @@ constexpr ResidualParams residual_params(const ResidualPlan& plan, int images, i
 // ---- wgrad
 
 struct WgradLayout {  // offsets in shared memory
-  int stage_bytes, barriers, total;
+  int buffer_bytes, barriers, total;
 };
 
-RDK_BOTH constexpr WgradLayout wgrad_layout(int slots, int stages) {
+RDK_BOTH constexpr WgradLayout wgrad_layout(int slots, int buffers) {
   WgradLayout layout{};
-  layout.stage_bytes = round_up(kRows / 8 * (odd_slots(kWgradPositions) + slots) * kUnit, 128);
-  layout.barriers = stages * layout.stage_bytes;
-  layout.total = layout.barriers + 2 * 8 * kWgradMaxStages;
+  layout.buffer_bytes = round_up(kRows / 8 * (odd_slots(kWgradPositions) + slots) * kUnit, 128);
+  layout.barriers = buffers * layout.buffer_bytes;
+  layout.total = layout.barriers + 2 * 8 * kWgradMaxBuffers;
   return layout;
 }
 
@@ -281,34 +281,35 @@ RDK_BOTH constexpr int wgrad_share(int blocks, int splits, int split) {
 }
 
 struct WgradPlan {
-  int slots, stages, channel_tiles, splits, blocks_per_step;
+  int slots, buffers, channel_tiles, splits, blocks_per_pair;
 };
 
-// Time of one step in stages: waves of blocks over the multiprocessors, each with its share of the positions and a
-// partial sum to add to (est.); times `splits`, to remain a whole number.
-constexpr int64_t wgrad_cost(const WgradPlan& plan, int splits, int processors) {
-  const int64_t waves = ceil_div(plan.channel_tiles * plan.channel_tiles * splits, processors);
-  return waves * (plan.blocks_per_step + static_cast<int64_t>(kWgradSumStages) * splits);
+// Time of one pair in buffers' products: waves of blocks over the multiprocessors, each with its share of the positions
+// and a partial sum to add to (est.); times `splits`, to remain a whole number.
+constexpr int64_t wgrad_cost(const WgradPlan& plan, int splits, int multiprocessors) {
+  const int64_t waves = ceil_div(plan.channel_tiles * plan.channel_tiles * splits, multiprocessors);
+  return waves * (plan.blocks_per_pair + static_cast<int64_t>(kWgradSumBuffers) * splits);
 }
 
 // `splits` is the cheapest whose partial sums are no more than two waves of blocks write. It depends on nothing but
-// sizes, so that partial sums carry over from launch to launch. stages is 0 where two of them do not fit with the halo.
-constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int processors) {
+// sizes, so that partial sums carry over from launch to launch. buffers is 0 where two of them do not fit with the
+// halo.
+constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int multiprocessors) {
   WgradPlan plan{};
   if (grid.halo_fits()) {
     plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
-    plan.stages = kWgradMaxStages;
-    while (plan.stages > 0 && wgrad_layout(plan.slots, plan.stages).total > kSharedBytes) --plan.stages;
-    if (plan.stages < kWgradMinStages) plan.stages = 0;
+    plan.buffers = kWgradMaxBuffers;
+    while (plan.buffers > 0 && wgrad_layout(plan.slots, plan.buffers).total > kSharedBytes) --plan.buffers;
+    if (plan.buffers < kWgradMinBuffers) plan.buffers = 0;
   }
   plan.channel_tiles = ceil_div(channels, kRows);
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
-  plan.blocks_per_step = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);
-  const int most = ceil_div(2 * processors, plan.channel_tiles * plan.channel_tiles);
+  plan.blocks_per_pair = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);
+  const int most = ceil_div(2 * multiprocessors, plan.channel_tiles * plan.channel_tiles);
   plan.splits = 1;
-  for (int splits = 2; splits <= most && splits <= plan.blocks_per_step; ++splits) {
-    const int64_t cost = wgrad_cost(plan, splits, processors) * plan.splits;
-    if (cost < wgrad_cost(plan, plan.splits, processors) * splits) plan.splits = splits;
+  for (int splits = 2; splits <= most && splits <= plan.blocks_per_pair; ++splits) {
+    const int64_t cost = wgrad_cost(plan, splits, multiprocessors) * plan.splits;
+    if (cost < wgrad_cost(plan, plan.splits, multiprocessors) * splits) plan.splits = splits;
   }
   return plan;
 }
@@ -322,9 +323,9 @@ constexpr WgradParams wgrad_params(const WgradPlan& plan, int images, int channe
   p.by_pitch = Divider::by(grid.pitch());
   p.channel_tiles = plan.channel_tiles;
   p.splits = plan.splits;
-  p.blocks_per_step = plan.blocks_per_step;
+  p.blocks_per_pair = plan.blocks_per_pair;
   p.slots = plan.slots;
-  p.stages = plan.stages;
+  p.buffers = plan.buffers;
   return p;
 }
 

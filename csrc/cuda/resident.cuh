@@ -1,9 +1,10 @@
 // Iterations of one convolution with the map of an image held in shared memory, forward or in reverse; launched by
 // resident_bf16.cu and resident_fp16.cu.
 //
-// One block is one image (a persistent loop where there are more). Map and weights lie in shared memory for all steps;
-// two warpgroups hold the sums of the whole image in registers, so that every read ends before any write and the map is
-// replaced in place. Its empty borders are written once and never again: their rows of a store go to a trash line.
+// One block is one image (a persistent loop where there are more). Map and weights lie in shared memory for all
+// iterations; two warpgroups hold the sums of the whole image in registers, so that every read ends before any write
+// and the map is replaced in place. Its empty borders are written once and never again: their rows of a store go to a
+// trash line.
 #pragma once
 
 #include "finish.cuh"
@@ -89,21 +90,23 @@ struct ResidentKernel {
       load(p, memory, start);
       synchronize_for_products();
       int kept = 0;
-      for (int step = 0; step < p.steps; ++step) {
-        const bool keep_before = step > 0 && kept_after(p, step - 1);
+      for (int iteration = 0; iteration < p.iterations; ++iteration) {
+        const bool keep_before = iteration > 0 && kept_after(p, iteration - 1);
         void* keep = keep_before ? halves_at(p.kept, (kept++) * p.kept_stride + start) : nullptr;
         iterate(p, memory, first, bias, redirected1, redirected2, keep);
-        finish(p, memory, step, start);
+        finish(p, memory, iteration, start);
         synchronize_for_products();
       }
-      if (p.steps > 0 && kept_after(p, p.steps - 1))
+      if (p.iterations > 0 && kept_after(p, p.iterations - 1))
         write_out(p, memory, halves_at(p.kept, kept * p.kept_stride + start));
       if (p.output != nullptr) write_out(p, memory, halves_at(p.output, start));
       barrier_sync(0, kResidentThreads);  // all have read the map before the next image replaces it
     }
   }
 
-  static RDK_DEVICE bool kept_after(const ResidentParams& p, int step) { return p.keep[step / 32] >> (step % 32) & 1; }
+  static RDK_DEVICE bool kept_after(const ResidentParams& p, int iteration) {
+    return p.keep[iteration / 32] >> (iteration % 32) & 1;
+  }
 
   // What every thread stored is seen by the products of all.
   static RDK_DEVICE void synchronize_for_products() {
@@ -201,21 +204,20 @@ struct ResidentKernel {
   }
 
   // Added maps and masks, where there are any: a pass over the new map, 16 bytes at a time.
-  static RDK_DEVICE void finish(const ResidentParams& p, const Memory& memory, int step, int64_t start) {
-    const bool last = step == p.steps - 1;
-    const void* add = last ? p.add_last : p.add != nullptr ? halves_at(p.add, step * p.add_stride) : nullptr;
-    const void* mask = last ? p.mask_last : p.mask != nullptr ? halves_at(p.mask, step * p.mask_stride) : nullptr;
+  static RDK_DEVICE void finish(const ResidentParams& p, const Memory& memory, int iteration, int64_t start) {
+    const bool last = iteration == p.iterations - 1;
+    const void* add = last ? p.add_last : p.add != nullptr ? halves_at(p.add, iteration * p.add_stride) : nullptr;
+    const void* mask = last ? p.mask_last : p.mask != nullptr ? halves_at(p.mask, iteration * p.mask_stride) : nullptr;
     if (p.inject == nullptr && add == nullptr && mask == nullptr) return;
     barrier_sync(0, kResidentThreads);
-    constexpr int kAtOnce = 4;  // units whose maps are asked for together
     Walk walk(p);
 #pragma unroll 1
     while (walk.inside()) {
-      uint32_t address[kAtOnce];
-      int64_t offset[kAtOnce];  // -1: beyond the image
-      Unit injected[kAtOnce] = {}, added[kAtOnce] = {}, masking[kAtOnce] = {};
+      uint32_t address[kResidentUnitsAtOnce];
+      int64_t offset[kResidentUnitsAtOnce];  // -1: beyond the image
+      Unit injected[kResidentUnitsAtOnce] = {}, added[kResidentUnitsAtOnce] = {}, masking[kResidentUnitsAtOnce] = {};
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i, walk.advance()) {
+      for (int i = 0; i < kResidentUnitsAtOnce; ++i, walk.advance()) {
         const int64_t inside = static_cast<int64_t>(walk.pixel) * p.channels + 8 * walk.chunk;
         address[i] = map_address(memory.map, p.slots, walk.chunk, walk.slot);
         offset[i] = walk.inside() ? start + inside : -1;
@@ -224,7 +226,7 @@ struct ResidentKernel {
       load_units(added, add, offset);
       load_units(masking, mask, offset);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
+      for (int i = 0; i < kResidentUnitsAtOnce; ++i) {
         if (offset[i] < 0) continue;
         Eight z = widen<T>(load_shared(address[i]));
         if (p.inject != nullptr) add_unit<T>(z, injected[i]);

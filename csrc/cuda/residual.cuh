@@ -74,15 +74,15 @@ struct ResidualKernel {
     Turn turn;
     turn.parity = 1;
     for (int item = block_index(); item < p.images * p.grids.count(); item += block_count()) {
-      for (int step = 0, stage = 0; step < p.steps; ++step, stage = stage + 1 == p.stages ? 0 : stage + 1) {
+      for (int step = 0, stage = 0; step < p.stage_count; ++step, stage = stage + 1 == p.stages ? 0 : stage + 1) {
         const char* weights = static_cast<const char*>(p.stage[stage].weights);
         for (int unit = 0; unit < units; ++unit, turn.advance(p.buffers)) {
-          const uint32_t full = memory.full + 8 * turn.stage;
+          const uint32_t full = memory.full + 8 * turn.buffer;
 #if !defined(RDK_BREAK_RESIDUAL_EMPTY)
-          mbarrier_wait(memory.empty + 8 * turn.stage, turn.parity);
+          mbarrier_wait(memory.empty + 8 * turn.buffer, turn.parity);
 #endif
           mbarrier_arrive_expecting(full, static_cast<int>(memory.buffer_bytes));
-          bulk_copy(memory.buffer(turn.stage), weights + static_cast<int64_t>(unit) * memory.buffer_bytes,
+          bulk_copy(memory.buffer(turn.buffer), weights + static_cast<int64_t>(unit) * memory.buffer_bytes,
                     static_cast<int>(memory.buffer_bytes), full);
         }
       }
@@ -100,7 +100,7 @@ struct ResidualKernel {
       fence_async_proxy();
       synchronize_step();
       int kept = 0, iteration = 0, stage = 0;  // of this step
-      for (int step = 0; step < p.steps; ++step) {
+      for (int step = 0; step < p.stage_count; ++step) {
         const bool inject = p.inject != nullptr && stage == 0;
         if (inject) load_begin(p, memory.map(source ^ 1), p.inject, sub);
         if (step > 0) keep_before(p, memory.map(source), sub, iteration, stage, kept);
@@ -201,8 +201,8 @@ struct ResidualKernel {
           rows_outside(first_position + N1, N2, p.grid.pitch(), sub.height, sub.width + beyond);
       synchronize_step();
       int source = 0;
-      for (int step = 0, stage = 0; step < p.steps; ++step, source ^= 1) {
-        const int next = stage + 1 == p.stages || step + 1 == p.steps ? 0 : stage + 1;
+      for (int step = 0, stage = 0; step < p.stage_count; ++step, source ^= 1) {
+        const int next = stage + 1 == p.stages || step + 1 == p.stage_count ? 0 : stage + 1;
         float sums1[N1 / 2];
         float sums2[N2 > 0 ? N2 / 2 : 1];
         fill_rows(sums1, bias);
@@ -251,8 +251,8 @@ struct ResidualKernel {
     for (int slab = 0; slab < p.channels / kChannelStep; ++slab) {
 #pragma unroll 1
       for (int row = 0; row < 3; ++row) {
-        mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-        uint32_t a = descriptor_start(memory.buffer(turn.stage) + static_cast<uint32_t>(first_row * kUnit));
+        mbarrier_wait(memory.full + 8 * turn.buffer, turn.parity);
+        uint32_t a = descriptor_start(memory.buffer(turn.buffer) + static_cast<uint32_t>(first_row * kUnit));
         opaque(a);
         wgmma_fence();
 #pragma unroll

@@ -1,4 +1,4 @@
-// A ring of stages in shared memory: where a producer or a consumer stands in it, how stages are handed over and
+// A ring of buffers in shared memory: where a producer or a consumer stands in it, how buffers are handed over and
 // returned. Used by conv.cuh, residual.cuh and wgrad.cuh.
 #pragma once
 
@@ -7,32 +7,32 @@
 namespace rdk::cuda {
 
 struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;  // of the stage's barriers; a producer starts with 1: the ring is empty
+  int buffer = 0;
+  uint32_t parity = 0;  // of the buffer's barriers; a producer starts with 1: the ring is empty
 
-  RDK_DEVICE void advance(int stages) {
-    if (++stage == stages) stage = 0, parity ^= 1;
+  RDK_DEVICE void advance(int buffers) {
+    if (++buffer == buffers) buffer = 0, parity ^= 1;
   }
-  RDK_DEVICE int before(int stages) const { return stage == 0 ? stages - 1 : stage - 1; }
+  RDK_DEVICE int before(int buffers) const { return buffer == 0 ? buffers - 1 : buffer - 1; }
 };
 
-// A consumer's warp returns a stage whose products are done.
-RDK_DEVICE void release(uint32_t empty, int stage) {
+// A consumer's warp returns a buffer whose products are done.
+RDK_DEVICE void release(uint32_t empty, int buffer) {
 #if !defined(RDK_BREAK_CONV_RELEASE)
-  if (thread_index() % 32 == 0) mbarrier_arrive(empty + 8 * stage);
+  if (thread_index() % 32 == 0) mbarrier_arrive(empty + 8 * buffer);
 #endif
 }
 
-// A thread of a warpgroup that fills the ring by copy_async: a stage's copies are under way while the next is begun.
+// A thread of a warpgroup that fills the ring by copy_async: a buffer's copies are under way while the next is begun.
 struct Filling {
-  uint32_t full, empty;  // the barriers of stage 0
-  int stages;
+  uint32_t full, empty;  // the barriers of buffer 0
+  int buffers;
   Turn turn{0, 1};
-  int pending = -1;  // a stage whose copies are under way
+  int pending = -1;  // a buffer whose copies are under way
 
-  // Before the copies of stage turn.stage: waits until the consumers have returned it.
+  // Before the copies of buffer turn.buffer: waits until the consumers have returned it.
   RDK_DEVICE void begin() {
-    const uint32_t barrier = empty + 8 * turn.stage;
+    const uint32_t barrier = empty + 8 * turn.buffer;
     if (pending >= 0 && !mbarrier_test(barrier, turn.parity)) {  // no reason to keep the consumers waiting meanwhile
       copy_async_wait<0>();
       hand_over();
@@ -41,17 +41,17 @@ struct Filling {
     mbarrier_wait(barrier, turn.parity);
 #endif
   }
-  // After them: the stage before is handed over, and the next has its turn.
+  // After them: the buffer before is handed over, and the next has its turn.
   RDK_DEVICE void end() {
     copy_async_commit();
     if (pending >= 0) {
       copy_async_wait<1>();
       hand_over();
     }
-    pending = turn.stage;
-    turn.advance(stages);
+    pending = turn.buffer;
+    turn.advance(buffers);
   }
-  // After all stages.
+  // After all buffers.
   RDK_DEVICE void finish() {
     if (pending < 0) return;
     copy_async_wait<0>();

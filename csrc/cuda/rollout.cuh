@@ -62,13 +62,13 @@ struct RolloutKernel {
     GridBarrier barrier{p.arrivals};
     const void* before = nullptr;  // the input of the stage before
     const void* from = p.input;
-    for (int step = 0, stage = 0, iteration = 0, kept = 0; step < p.steps; ++step) {
+    for (int step = 0, stage = 0, iteration = 0, kept = 0; step < p.stage_count; ++step) {
       if (step > 0) barrier.wait(kRolloutThreads);
       void* to = halves_at(p.workspace, step % 2 * p.map_elements);
       const bool ends = stage + 1 == p.stages;
       if (ends && (p.keep[iteration / 32] >> (iteration % 32) & 1)) {
         to = halves_at(p.kept, kept++ * p.kept_stride);
-      } else if (step + 1 == p.steps) {
+      } else if (step + 1 == p.stage_count) {
         to = p.output;
       }
       for (int patch = first_patch, number = 0; patch < p.all_patches; patch += patch_step, ++number) {

@@ -43,13 +43,13 @@ struct RolloutPlan {
 
 // One tile of the table; `refusal` says what does not fit. dilation: the largest of the stages'.
 constexpr RolloutPlan rollout_plan_for(RolloutTile tile, int images, int channels, const Patches& patches, int dilation,
-                                       int stages, int processors) {
+                                       int stages, int multiprocessors) {
   RolloutPlan plan{};
   plan.tile = tile;
   plan.slots = slab_slots(patch_slots(dilation));
   plan.groups = ceil_div(channels, tile.n);
   const int64_t total = int64_t{images} * ceil_div(patches.height, kPatch) * ceil_div(patches.width, kPatch);
-  if (total > int64_t{kRolloutMaxPatches} * (processors / plan.groups)) {
+  if (total > int64_t{kRolloutMaxPatches} * (multiprocessors / plan.groups)) {
     plan.refusal = "the images are more than two patches of 8x8 pixels for each multiprocessor";
     return plan;
   }
@@ -58,7 +58,7 @@ constexpr RolloutPlan rollout_plan_for(RolloutTile tile, int images, int channel
     plan.refusal = "its share of all stages' filters and a patch exceed the shared memory of a multiprocessor";
     return plan;
   }
-  plan.patches = all == 0 ? 1 : ceil_div(all, processors / plan.groups);
+  plan.patches = all == 0 ? 1 : ceil_div(all, multiprocessors / plan.groups);
   plan.blocks = plan.groups * ceil_div(all, plan.patches);
   return plan;
 }
@@ -78,16 +78,16 @@ constexpr bool rollout_better(const RolloutPlan& plan, const RolloutPlan& best, 
 
 // The best tile that fits; where none does, the refusal of the narrowest.
 constexpr RolloutPlan rollout_plan(int images, int channels, const Patches& patches, int dilation, int stages,
-                                   int processors) {
+                                   int multiprocessors) {
   RolloutPlan best{};
   if (int64_t{dilation} * dilation > kSharedBytes / (4 * kUnit)) {  // below, 32 bits hold what is computed
     best.refusal = "its share of all stages' filters and a patch exceed the shared memory of a multiprocessor";
     return best;
   }
-#define RDK_TRY(N)                                                                                           \
-  {                                                                                                          \
-    const RolloutPlan plan = rollout_plan_for({N}, images, channels, patches, dilation, stages, processors); \
-    if (best.tile.n == 0 || rollout_better(plan, best, channels)) best = plan;                               \
+#define RDK_TRY(N)                                                                                                \
+  {                                                                                                               \
+    const RolloutPlan plan = rollout_plan_for({N}, images, channels, patches, dilation, stages, multiprocessors); \
+    if (best.tile.n == 0 || rollout_better(plan, best, channels)) best = plan;                                    \
   }
   RDK_ROLLOUT_TILES(RDK_TRY)
 #undef RDK_TRY

@@ -3,7 +3,7 @@
 //
 // A tile is 64 output by 64 input channels and all nine taps; a consumer warpgroup holds the three taps of one filter
 // row. Both operands lie as [channel / 8][position][8], so positions are K and the taps are shifted starts of the same
-// map, as in the forward pass. The positions of all steps are split over blocks; each block adds to a partial sum of
+// map, as in the forward pass. The positions of all pairs are split over blocks; each block adds to a partial sum of
 // its own, and the caller adds these up in order: no atomics.
 #pragma once
 
@@ -17,24 +17,24 @@ namespace rdk::cuda {
 template <class T>
 struct WgradKernel {
   struct Memory {  // addresses in shared memory
-    uint32_t stages, stage_bytes, full, empty;
+    uint32_t ring, buffer_bytes, full, empty;
     int grad_slots;
 
     RDK_DEVICE Memory(const WgradParams& p) {
-      const WgradLayout layout = wgrad_layout(p.slots, p.stages);
-      stages = shared_base();
-      stage_bytes = static_cast<uint32_t>(layout.stage_bytes);
-      full = stages + static_cast<uint32_t>(layout.barriers);
-      empty = full + 8 * kWgradMaxStages;
+      const WgradLayout layout = wgrad_layout(p.slots, p.buffers);
+      ring = shared_base();
+      buffer_bytes = static_cast<uint32_t>(layout.buffer_bytes);
+      full = ring + static_cast<uint32_t>(layout.barriers);
+      empty = full + 8 * kWgradMaxBuffers;
       grad_slots = odd_slots(kWgradPositions);
     }
-    RDK_DEVICE uint32_t grad(int stage) const { return stages + static_cast<uint32_t>(stage) * stage_bytes; }
-    RDK_DEVICE uint32_t state(int stage) const {
-      return grad(stage) + static_cast<uint32_t>(kRows / 8 * grad_slots * kUnit);
+    RDK_DEVICE uint32_t grad(int buffer) const { return ring + static_cast<uint32_t>(buffer) * buffer_bytes; }
+    RDK_DEVICE uint32_t state(int buffer) const {
+      return grad(buffer) + static_cast<uint32_t>(kRows / 8 * grad_slots * kUnit);
     }
   };
 
-  // What a block has to do: blocks of positions first … last-1 (numbered over all steps) of one tile.
+  // What a block has to do: blocks of positions first … last-1 (numbered over all pairs) of one tile.
   struct Work {
     int out_channel, in_channel, first, last;
 
@@ -44,17 +44,17 @@ struct WgradKernel {
       const int split = block_index() / tiles;
       out_channel = tile / p.channel_tiles * kRows;
       in_channel = tile % p.channel_tiles * kRows;
-      first = wgrad_share(p.steps * p.blocks_per_step, p.splits, split);
-      last = wgrad_share(p.steps * p.blocks_per_step, p.splits, split + 1);
+      first = wgrad_share(p.pairs * p.blocks_per_pair, p.splits, split);
+      last = wgrad_share(p.pairs * p.blocks_per_pair, p.splits, split + 1);
     }
   };
 
   static RDK_DEVICE void kernel(const WgradParams& p) {
     const Memory memory(p);
     if (thread_index() == 0) {
-      for (int stage = 0; stage < p.stages; ++stage) {
-        mbarrier_init(memory.full + 8 * stage, kWarpgroup);
-        mbarrier_init(memory.empty + 8 * stage, 3 * kWarpgroup / 32);
+      for (int buffer = 0; buffer < p.buffers; ++buffer) {
+        mbarrier_init(memory.full + 8 * buffer, kWarpgroup);
+        mbarrier_init(memory.empty + 8 * buffer, 3 * kWarpgroup / 32);
       }
       fence_mbarrier_init();
     }
@@ -69,22 +69,22 @@ struct WgradKernel {
     }
   }
 
-  static RDK_DEVICE const void* grad_of(const WgradParams& p, int step) {
-    return step == 0 ? p.grad_first : halves_at(p.grad, (step - 1) * p.grad_stride);
+  static RDK_DEVICE const void* grad_of(const WgradParams& p, int pair) {
+    return pair == 0 ? p.grad_first : halves_at(p.grad, (pair - 1) * p.grad_stride);
   }
-  static RDK_DEVICE const void* state_of(const WgradParams& p, int step) {
-    return step == p.steps - 1 ? p.state_last : halves_at(p.state, step * p.state_stride);
+  static RDK_DEVICE const void* state_of(const WgradParams& p, int pair) {
+    return pair == p.pairs - 1 ? p.state_last : halves_at(p.state, pair * p.state_stride);
   }
 
   static RDK_DEVICE void produce(const WgradParams& p, const Memory& memory, const Work& work) {
-    Filling ring{memory.full, memory.empty, p.stages};
+    Filling ring{memory.full, memory.empty, p.buffers};
     for (int block = work.first; block < work.last; ++block) {
-      const int step = block / p.blocks_per_step;
-      const int position = (block - step * p.blocks_per_step) * kWgradPositions;
+      const int pair = block / p.blocks_per_pair;
+      const int position = (block - pair * p.blocks_per_pair) * kWgradPositions;
       ring.begin();
-      const uint32_t grad = memory.grad(ring.turn.stage), state = memory.state(ring.turn.stage);
-      gather(p, grad, memory.grad_slots, grad_of(p, step), position, kWgradPositions, work.out_channel);
-      gather(p, state, p.slots, state_of(p, step), position - p.grid.halo(), p.slots, work.in_channel);
+      const uint32_t grad = memory.grad(ring.turn.buffer), state = memory.state(ring.turn.buffer);
+      gather(p, grad, memory.grad_slots, grad_of(p, pair), position, kWgradPositions, work.out_channel);
+      gather(p, state, p.slots, state_of(p, pair), position - p.grid.halo(), p.slots, work.in_channel);
       ring.end();
     }
     ring.finish();
@@ -120,9 +120,9 @@ struct WgradKernel {
     Turn turn;
     int block = work.first;
     do {  // the plan leaves no block without work; a loop that might not run would make ptxas serialise the products
-      mbarrier_wait(memory.full + 8 * turn.stage, turn.parity);
-      uint32_t a = descriptor_start(memory.grad(turn.stage));
-      uint32_t b = descriptor_start(memory.state(turn.stage));
+      mbarrier_wait(memory.full + 8 * turn.buffer, turn.parity);
+      uint32_t a = descriptor_start(memory.grad(turn.buffer));
+      uint32_t b = descriptor_start(memory.state(turn.buffer));
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kWgradPositions / 16; ++k) {
@@ -134,11 +134,11 @@ struct WgradKernel {
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (block > work.first) release(memory.empty, turn.before(p.stages));
-      turn.advance(p.stages);
+      if (block > work.first) release(memory.empty, turn.before(p.buffers));
+      turn.advance(p.buffers);
     } while (++block < work.last);
     wgmma_wait<0>();
-    release(memory.empty, turn.before(p.stages));
+    release(memory.empty, turn.before(p.buffers));
     float* partial = p.partials + static_cast<int64_t>(block_index()) * kTaps * kRows * kRows + 3 * row * kRows * kRows;
     add_partial(partial, left, p.accumulate);
     add_partial(partial + kRows * kRows, middle, p.accumulate);
@@ -175,7 +175,7 @@ wgrad_kernel(RDK_PARAMS WgradParams p) {
 template <class T>
 const char* launch_wgrad(const WgradParams& p, void* stream) {
   const int blocks = p.splits * p.channel_tiles * p.channel_tiles;
-  return launch(wgrad_kernel<T>, blocks, kWgradThreads, wgrad_layout(p.slots, p.stages).total, stream, p);
+  return launch(wgrad_kernel<T>, blocks, kWgradThreads, wgrad_layout(p.slots, p.buffers).total, stream, p);
 }
 
 }  // namespace rdk::cuda

@@ -7,7 +7,9 @@ These kernels have never run on a GPU: they compile, and their source computes r
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ from rdk.backends.cuda_gradients import LONGEST_RUN, CudaGradients
 from rdk.backends.cuda_kernels import (
     CHANNEL_STEP,
     MAX_CHANNELS,
+    MAX_LAUNCH_ITERATIONS,
     MAX_POSITIONS,
-    MAX_RESIDENT_STEPS,
     ROWS,
     TAPS,
     Kernels,
@@ -73,14 +75,14 @@ class CudaBackend:
         n, c, h, w = problem.shape
         if c % CHANNEL_STEP or c > MAX_CHANNELS:
             return f"it takes multiples of {CHANNEL_STEP} channels up to {MAX_CHANNELS}, and the state has {c}"
-        processors = self.kernels.processors(problem.device)
+        multiprocessors = self.kernels.multiprocessors(problem.device)
         for dilation in sorted({stage.dilation for stage in problem.stages}):
             if max(n, 1) * (h + dilation) * (w + dilation) > MAX_POSITIONS:
                 maps = f"{n} maps of {h}x{w} with {dilation} empty rows and columns each"
                 return f"it counts pixels in 32 bits, and {maps} are too many"
-            fits = self.kernels.conv_plan(problem.shape, dilation, processors).stages > 0
+            fits = self.kernels.conv_plan(problem.shape, dilation, multiprocessors).buffers > 0
             if problem.needs_grad:
-                fits = fits and self.kernels.wgrad_plan(problem.shape, dilation, processors).stages > 0
+                fits = fits and self.kernels.wgrad_plan(problem.shape, dilation, multiprocessors).buffers > 0
             if not fits:
                 return f"a row of {w} pixels at dilation {dilation} does not fit in shared memory with its neighbours"
         return None
@@ -101,7 +103,7 @@ class CudaBackend:
         sums = 0
         if problem.needs_grad:
             plan = self.kernels.wgrad_plan(
-                problem.shape, problem.stages[0].dilation, self.kernels.processors(problem.device)
+                problem.shape, problem.stages[0].dilation, self.kernels.multiprocessors(problem.device)
             )
             splits = 4 * plan.splits * plan.channel_tiles**2 * TAPS * ROWS**2
             sums = splits * (stages if problem.tied else 1) + 4 * weight * (
@@ -116,9 +118,9 @@ class CudaBackend:
         warn_once(self.kernels.device_type)
         state = aligned(state)
         if self.kernels.not_rollout(call.problem) is None:
-            return self._forward_rollout(call, state, first, last, store)
+            return self._in_launches(_counted(self.kernels.rollout), call, state, first, last, store)
         if self.kernels.not_resident(call.problem) is None:
-            return self._forward_resident(call, state, first, last, store)
+            return self._in_launches(_counted(self.kernels.resident), call, state, first, last, store)
         if self.kernels.not_residual(call.problem) is None:
             return self._forward_residual(call, state, first, last, store)
         return self._forward_staged(call, state, first, last, store)
@@ -133,47 +135,31 @@ class CudaBackend:
     def gradients(self, call: Call, needs: Needs) -> Gradients:
         return CudaGradients(call, needs, self.kernels)
 
-    # ---- the map stays in shared memory
+    # ---- one launch for many iterations
 
-    def _forward_resident(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
-        for start in range(first, last, MAX_RESIDENT_STEPS):
-            end = min(start + MAX_RESIDENT_STEPS, last)
+    def _in_launches(
+        self, launch: Callable[..., None], call: Call, state: Tensor, first: int, last: int, store: Store
+    ) -> Tensor:
+        """launch(call, state, start, end, keep=, kept=, out=) runs iterations start … end-1 from `state`."""
+        for start in range(first, last, MAX_LAUNCH_ITERATIONS):
+            end = min(start + MAX_LAUNCH_ITERATIONS, last)
             keep, kept, out = _kept_by_launch(state, start, end, store)
-            self.kernels.resident(call, state, end - start, keep=keep, kept=kept, out=out)
+            launch(call, state, start, end, keep=keep, kept=kept, out=out)
             state = _last_of_launch(kept, out)
         return state
 
     def _forward_residual(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         stages, tape_maps = len(call.problem.stages), call.problem.tape_maps
-        for start in range(first, last, MAX_RESIDENT_STEPS):
-            end = min(start + MAX_RESIDENT_STEPS, last)
-            keep, kept, out = _kept_by_launch(state, start, end, store)
+
+        def launch(call: Call, state: Tensor, start: int, end: int, **kept: Any) -> None:
             tapes, tape_first = None, end
             if store.tapes is not None and store.tape_first < end:
                 tape_first = max(store.tape_first, start)
                 tapes = store.tapes[(tape_first - store.tape_first) * tape_maps : (end - store.tape_first) * tape_maps]
-            self.kernels.residual(
-                call,
-                state,
-                (end - start) * stages,
-                keep=keep,
-                kept=kept,
-                tape_first=tape_first - start,
-                tapes=tapes,
-                out=out,
-            )
-            state = _last_of_launch(kept, out)
-        return state
+            stage_count = (end - start) * stages
+            self.kernels.residual(call, state, stage_count, tape_first=tape_first - start, tapes=tapes, **kept)
 
-    # ---- all multiprocessors share every convolution
-
-    def _forward_rollout(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
-        for start in range(first, last, MAX_RESIDENT_STEPS):
-            end = min(start + MAX_RESIDENT_STEPS, last)
-            keep, kept, out = _kept_by_launch(state, start, end, store)
-            self.kernels.rollout(call, state, end - start, keep=keep, kept=kept, out=out)
-            state = _last_of_launch(kept, out)
-        return state
+        return self._in_launches(launch, call, state, first, last, store)
 
     # ---- one launch per convolution
 
@@ -239,7 +225,7 @@ class CudaBackend:
         dilation = call.problem.stages[number].dilation
         groups = None
         if record_statistics:
-            plan = self.kernels.conv_plan(tuple(state.shape), dilation, self.kernels.processors(state.device))
+            plan = self.kernels.conv_plan(tuple(state.shape), dilation, self.kernels.multiprocessors(state.device))
             groups = state.new_empty((plan.groups, 3, state.shape[1]), dtype=torch.float32)
         self.kernels.conv(call, index, dilation, state, z, bias=self.kernels.bias(call, index), statistics=groups)
         if groups is not None:
@@ -247,6 +233,11 @@ class CudaBackend:
             mean, variance = merge_statistics(groups)
             call.means[row].copy_(mean)
             call.variances[row].copy_(variance)
+
+
+def _counted(run: Callable[..., None]) -> Callable[..., None]:
+    """A launch of iterations start … end-1 by a kernel that is told how many they are."""
+    return lambda call, state, start, end, **kept: run(call, state, end - start, **kept)
 
 
 def _kept_by_launch(

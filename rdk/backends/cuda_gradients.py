@@ -10,7 +10,7 @@ from rdk.backends.cuda_kernels import Kernels, aligned, weight_gradient
 from rdk.backends.eager import EagerGradients
 from rdk.backends.layout import empty_maps
 
-LONGEST_RUN = 8  # iterations whose gradients a resident backward holds at once
+LONGEST_RUN = 8  # iterations whose gradients a resident backward holds at once: so many maps (csrc/cuda/tables.h)
 
 
 class CudaGradients(EagerGradients):
@@ -61,19 +61,19 @@ class CudaGradients(EagerGradients):
         length = last - first
         relu = self.call.problem.stages[0].relu
         to_input = first > 0 or self.needs.state
-        steps = length if to_input else length - 1
+        iterations = length if to_input else length - 1
         grads = [grad]
         out: Tensor | None = None
-        if steps > 0:
+        if iterations > 0:
             kept = empty_maps(length - 1, grad) if length > 1 else None
             out = empty_maps(1, grad)[0] if to_input else None
             # the network's input has neither a ReLU nor a gradient of its own
-            reversed_iterations = list(range(last - 1, last - 1 - steps, -1))
+            reversed_iterations = list(range(last - 1, last - 1 - iterations, -1))
             masks = [entering[t - first] for t in reversed_iterations if t > 0] if relu else []
             adds = [added[t - 1] for t in reversed_iterations if t > 0] if added else []
             keep = range(length - 1)
             self.kernels.resident(
-                self.call, grad, steps, transposed=True, add=adds, mask=masks, keep=keep, kept=kept, out=out
+                self.call, grad, iterations, transposed=True, add=adds, mask=masks, keep=keep, kept=kept, out=out
             )
             if kept is not None:
                 grads += list(kept)

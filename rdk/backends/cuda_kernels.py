@@ -18,14 +18,14 @@ MAX_CHANNELS = 1024
 ROWS = 64  # output channels of one product; a resident map has no more
 TAPS = 9
 MAX_POSITIONS = 2**31 - 2**16  # counted in 32 bits, and a tile reaches beyond the last
-MAX_RESIDENT_STEPS = 1024  # of one launch
+MAX_LAUNCH_ITERATIONS = 1024  # of a kernel that runs whole iterations
 MAX_STAGES = 16  # of one iteration, where a launch runs whole iterations of several stages
 
 
 class ConvPlan(NamedTuple):
     """How the fused convolution cuts a problem: see csrc/cuda/plan.h."""
 
-    stages: int  # of the ring in shared memory; 0 where the map's halo does not fit
+    buffers: int  # of the ring in shared memory; 0 where the map's halo does not fit
     rows: int  # output channels of a tile
     positions: int  # of a tile
     groups: int  # rows of the statistics
@@ -36,7 +36,7 @@ class ConvPlan(NamedTuple):
 class WgradPlan(NamedTuple):
     """How the weight gradient is split: see csrc/cuda/plan.h."""
 
-    stages: int  # of the ring in shared memory; 0 where the map's halo does not fit
+    buffers: int  # of the ring in shared memory; 0 where the map's halo does not fit
     splits: int
     channel_tiles: int
 
@@ -60,9 +60,9 @@ class RolloutPlan(NamedTuple):
 class Kernels:
     """One compiled library. `namespace` is where it registered its operators, `device_type` the tensors it takes."""
 
-    def __init__(self, namespace: str = "rdk", device_type: str = "cuda", processors: int | None = None) -> None:
+    def __init__(self, namespace: str = "rdk", device_type: str = "cuda", multiprocessors: int | None = None) -> None:
         self.namespace, self.device_type = namespace, device_type
-        self._processors = processors
+        self._multiprocessors = multiprocessors
         self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
         self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
         self.resident_plan = lru_cache(maxsize=1024)(self._resident_plan)
@@ -73,35 +73,35 @@ class Kernels:
     def ops(self) -> Any:
         return getattr(torch.ops, self.namespace)
 
-    def processors(self, device: torch.device) -> int:
+    def multiprocessors(self, device: torch.device) -> int:
         """Multiprocessors of the device."""
-        if self._processors is not None:
-            return self._processors
+        if self._multiprocessors is not None:
+            return self._multiprocessors
         return torch.cuda.get_device_properties(device).multi_processor_count
 
     # ---- plans
 
-    def _conv_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> ConvPlan:
+    def _conv_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> ConvPlan:
         n, c, h, w = shape
-        return ConvPlan(*self.ops.cuda_conv_plan(n, c, h, w, dilation, processors))
+        return ConvPlan(*self.ops.cuda_conv_plan(n, c, h, w, dilation, multiprocessors))
 
-    def _wgrad_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> WgradPlan:
+    def _wgrad_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> WgradPlan:
         n, c, h, w = shape
-        return WgradPlan(*self.ops.cuda_wgrad_plan(n, c, h, w, dilation, processors))
+        return WgradPlan(*self.ops.cuda_wgrad_plan(n, c, h, w, dilation, multiprocessors))
 
-    def _resident_plan(self, shape: tuple[int, ...], dilation: int, processors: int) -> ResidentPlan:
+    def _resident_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> ResidentPlan:
         n, c, h, w = shape
-        return ResidentPlan(*self.ops.cuda_resident_plan(n, c, h, w, dilation, processors))
+        return ResidentPlan(*self.ops.cuda_resident_plan(n, c, h, w, dilation, multiprocessors))
 
-    def _residual_plan(self, shape: tuple[int, ...], dilations: tuple[int, ...], processors: int) -> ResidentPlan:
+    def _residual_plan(self, shape: tuple[int, ...], dilations: tuple[int, ...], multiprocessors: int) -> ResidentPlan:
         n, c, h, w = shape
-        return ResidentPlan(*self.ops.cuda_residual_plan(n, c, h, w, dilations, processors))
+        return ResidentPlan(*self.ops.cuda_residual_plan(n, c, h, w, dilations, multiprocessors))
 
     def _rollout_plan(
-        self, shape: tuple[int, ...], dilation: int, stages: int, iterations: int, processors: int
+        self, shape: tuple[int, ...], dilation: int, stages: int, iterations: int, multiprocessors: int
     ) -> RolloutPlan:
         n, c, h, w = shape
-        return RolloutPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, processors))
+        return RolloutPlan(*self.ops.cuda_rollout_plan(n, c, h, w, dilation, stages, iterations, multiprocessors))
 
     def not_resident(self, problem: Problem) -> str | None:
         """Why the map cannot stay in shared memory over the iterations; None where it can."""
@@ -112,7 +112,7 @@ class Kernels:
         if problem.norm:
             return "the resident kernel has no BatchNorm"
         dilation = problem.stages[0].dilation
-        return self.resident_plan(problem.shape, dilation, self.processors(problem.device)).refusal or None
+        return self.resident_plan(problem.shape, dilation, self.multiprocessors(problem.device)).refusal or None
 
     def not_residual(self, problem: Problem) -> str | None:
         """Why two maps of a grid cannot stay in shared memory over the stages and iterations; None where they can."""
@@ -120,7 +120,7 @@ class Kernels:
 
     def _residual_plan_of(self, problem: Problem) -> ResidentPlan:
         dilations = tuple([stage.dilation for stage in problem.stages])
-        return self.residual_plan(problem.shape, dilations, self.processors(problem.device))
+        return self.residual_plan(problem.shape, dilations, self.multiprocessors(problem.device))
 
     def not_rollout(self, problem: Problem) -> str | None:
         """Why the iterations do not run over all multiprocessors in one launch; None where they do."""
@@ -130,8 +130,8 @@ class Kernels:
 
     def _rollout_plan_of(self, problem: Problem) -> RolloutPlan:
         dilation = max(stage.dilation for stage in problem.stages)
-        processors = self.processors(problem.device)
-        return self.rollout_plan(problem.shape, dilation, len(problem.stages), problem.iterations, processors)
+        multiprocessors = self.multiprocessors(problem.device)
+        return self.rollout_plan(problem.shape, dilation, len(problem.stages), problem.iterations, multiprocessors)
 
     # ---- what a call derives once from its parameters
 
@@ -189,12 +189,12 @@ class Kernels:
         statistics: Tensor | None = None,
     ) -> Tensor:
         """Writes conv3x3(state; weight `index`), (N, C, H, W), with all that follows it into out and returns out."""
-        processors = self.processors(state.device)
-        plan = self.conv_plan(tuple(state.shape), dilation, processors)
+        multiprocessors = self.multiprocessors(state.device)
+        plan = self.conv_plan(tuple(state.shape), dilation, multiprocessors)
         weights = self.packed(call, index, plan.rows, transposed)
         scale, shift = affine or (None, None)
         self.ops.cuda_conv(
-            state, weights, bias, scale, shift, inject, skip, mask, dilation, relu, processors, out, statistics
+            state, weights, bias, scale, shift, inject, skip, mask, dilation, relu, multiprocessors, out, statistics
         )
         return out
 
@@ -202,7 +202,7 @@ class Kernels:
         self,
         call: Call,
         state: Tensor,
-        steps: int,
+        iterations: int,
         *,
         transposed: bool = False,
         add: Sequence[Tensor] = (),
@@ -211,9 +211,9 @@ class Kernels:
         kept: Tensor | None = None,
         out: Tensor | None = None,
     ) -> None:
-        """Runs `steps` iterations in one launch: forward, or in reverse with `transposed`.
+        """Runs `iterations` iterations in one launch: forward, or in reverse with `transposed`.
 
-        add and mask hold one map per step, or nothing. kept (len(keep), N, C, H, W) receives the maps after the steps
+        add and mask hold one map per iteration, or nothing. kept (len(keep), N, C, H, W) receives the maps after the iterations
         in `keep`, out the last.
         """
         stage = call.problem.stages[0]
@@ -226,9 +226,9 @@ class Kernels:
             list(mask),
             stage.dilation,
             stage.relu and not transposed,
-            steps,
+            iterations,
             list(keep),
-            self.processors(state.device),
+            self.multiprocessors(state.device),
             kept,
             out,
         )
@@ -237,7 +237,7 @@ class Kernels:
         self,
         call: Call,
         state: Tensor,
-        steps: int,
+        stage_count: int,
         *,
         keep: Sequence[int] = (),
         kept: Tensor | None = None,
@@ -245,7 +245,7 @@ class Kernels:
         tapes: Tensor | None = None,
         out: Tensor | None = None,
     ) -> None:
-        """Runs `steps` stages in one launch: those of whole iterations, or all but the very last.
+        """Runs `stage_count` stages in one launch: those of whole iterations, or all but the very last.
 
         kept (len(keep), N, C, H, W) receives the maps after the iterations in `keep`, tapes
         (iterations from tape_first on * (stages - 1), N, C, H, W) those after every stage that does not end an iteration.
@@ -253,10 +253,10 @@ class Kernels:
         self.ops.cuda_residual(
             state,
             *self._chain(call, self._residual_plan_of(call.problem).rows),
-            steps,
+            stage_count,
             list(keep),
             tape_first,
-            self.processors(state.device),
+            self.multiprocessors(state.device),
             kept,
             tapes,
             out,
@@ -282,7 +282,7 @@ class Kernels:
             *self._chain(call, rows),
             iterations,
             list(keep),
-            self.processors(state.device),
+            self.multiprocessors(state.device),
             empty_maps(2, state),  # states pass through them from stage to stage
             state.new_empty(1, dtype=torch.int32),
             kept,
@@ -305,13 +305,13 @@ class Kernels:
         self, grads: Sequence[Tensor], states: Sequence[Tensor], dilation: int, partials: Tensor | None
     ) -> Tensor:
         """Adds the weight gradient of len(grads) convolutions to partials, which are made where they are None."""
-        processors = self.processors(grads[0].device)
+        multiprocessors = self.multiprocessors(grads[0].device)
         accumulate = partials is not None
         if partials is None:
-            plan = self.wgrad_plan(tuple(grads[0].shape), dilation, processors)
+            plan = self.wgrad_plan(tuple(grads[0].shape), dilation, multiprocessors)
             shape = (plan.splits, plan.channel_tiles, plan.channel_tiles, TAPS, ROWS, ROWS)
             partials = grads[0].new_empty(shape, dtype=torch.float32)
-        self.ops.cuda_wgrad(list(grads), list(states), dilation, accumulate, processors, partials)
+        self.ops.cuda_wgrad(list(grads), list(states), dilation, accumulate, multiprocessors, partials)
         return partials
 
 

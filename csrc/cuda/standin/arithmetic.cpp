@@ -185,7 +185,7 @@ void patches() {
 
 // everything is known at compile time too
 static_assert(Divider::by(29).quotient(811) == 27);
-static_assert(conv_plan(128, 512, {16, 16, 1}, 132).stages >= 3);
+static_assert(conv_plan(128, 512, {16, 16, 1}, 132).buffers >= 3);
 // what the warpgroups of a block ask for is what it was launched with: 65,536 registers, a multiple of 8 per thread
 constexpr int launched_registers(int threads) { return 65536 / threads / 8 * 8 * (threads / kWarpgroup); }
 static_assert(kConvProducerRegisters + 2 * kConvConsumerRegisters <= launched_registers(kConvThreads) &&

@@ -15,8 +15,8 @@ void conv_plans() {
         for (int dilation : {1, 2}) {
           const PaddedGrid grid{size, size, dilation};
           const ConvPlan plan = conv_plan(images, channels, grid, 132);
-          expect(plan.stages >= kConvMinStages, "fits", images, channels, size);
-          expect(conv_layout(plan.tile, plan.slots, plan.stages).total <= kSharedBytes, "shared memory", images,
+          expect(plan.buffers >= kConvMinBuffers, "fits", images, channels, size);
+          expect(conv_layout(plan.tile, plan.slots, plan.buffers).total <= kSharedBytes, "shared memory", images,
                  channels, size);
           expect(plan.slots >= plan.tile.positions() + 2 * grid.halo(), "halo", images, channels, size);
           const int columns = plan.tiles / plan.row_tiles;
@@ -29,23 +29,23 @@ void conv_plans() {
           for (int t = 0; t < plan.tiles; ++t) seen.insert({by.quotient(t), t - by.quotient(t) * plan.row_tiles});
           expect(static_cast<int>(seen.size()) == columns * plan.row_tiles, "every tile once");
     // no other tile of the table is cheaper
-#define RDK_TRY(M, N)                                                                                          \
-  {                                                                                                            \
-    const ConvPlan other = conv_plan_for({M, N}, images, channels, grid, 132);                                 \
-    expect(other.stages < kConvMinStages || conv_cost(plan, channels, 132) <= conv_cost(other, channels, 132), \
-           "cheapest");                                                                                        \
+#define RDK_TRY(M, N)                                                                                            \
+  {                                                                                                              \
+    const ConvPlan other = conv_plan_for({M, N}, images, channels, grid, 132);                                   \
+    expect(other.buffers < kConvMinBuffers || conv_cost(plan, channels, 132) <= conv_cost(other, channels, 132), \
+           "cheapest");                                                                                          \
   }
           RDK_CONV_TILES(RDK_TRY)
 #undef RDK_TRY
         }
-  expect(conv_plan(1, 64, {8, 4000, 1}, 132).stages == 0, "a row that cannot fit is refused");
+  expect(conv_plan(1, 64, {8, 4000, 1}, 132).buffers == 0, "a row that cannot fit is refused");
 }
 
 // Halos of so many bytes that 32 bits would wrap around, for one by pure chance to what would fit.
 void wide_halos() {
   for (const PaddedGrid& grid : {PaddedGrid{1, 131072, 64}, {8, 8, 5000}, {1, 32, 4017}, {1, 1, 46000}}) {
-    expect(conv_plan(1, 32, grid, 132).stages == 0, "conv", grid.width, grid.dilation);
-    expect(wgrad_plan(1, 32, grid, 132).stages == 0, "wgrad", grid.width, grid.dilation);
+    expect(conv_plan(1, 32, grid, 132).buffers == 0, "conv", grid.width, grid.dilation);
+    expect(wgrad_plan(1, 32, grid, 132).buffers == 0, "wgrad", grid.width, grid.dilation);
     expect(resident_plan(1, 32, grid, 132).refusal != nullptr, "resident", grid.width, grid.dilation);
     const Patches maps{grid.height, grid.width};
     expect(residual_plan(1, 32, grid.height, grid.width, grid.dilation, grid.dilation, 132).refusal == nullptr ||
@@ -139,21 +139,21 @@ void wgrad_plans() {
       for (int size : {5, 16, 28}) {
         const PaddedGrid grid{size, size, 1};
         const WgradPlan plan = wgrad_plan(images, channels, grid, 132);
-        expect(plan.stages >= 2 && wgrad_layout(plan.slots, plan.stages).total <= kSharedBytes, "fits", images,
+        expect(plan.buffers >= 2 && wgrad_layout(plan.slots, plan.buffers).total <= kSharedBytes, "fits", images,
                channels, size);
-        expect(static_cast<int64_t>(plan.blocks_per_step) * kWgradPositions >=
+        expect(static_cast<int64_t>(plan.blocks_per_pair) * kWgradPositions >=
                    static_cast<int64_t>(images) * grid.period(),
                "covers all positions");
         expect(plan.slots >= kWgradPositions + 2 * grid.halo(), "halo");
-        for (int steps : {1, 8}) {
+        for (int pairs : {1, 8}) {
           int next = 0;
           for (int split = 0; split < plan.splits; ++split) {
-            expect(wgrad_share(steps * plan.blocks_per_step, plan.splits, split) == next, "shares follow each other");
-            next = wgrad_share(steps * plan.blocks_per_step, plan.splits, split + 1);
-            expect(next > wgrad_share(steps * plan.blocks_per_step, plan.splits, split), "no share is empty", images,
+            expect(wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split) == next, "shares follow each other");
+            next = wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split + 1);
+            expect(next > wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split), "no share is empty", images,
                    channels, size);
           }
-          expect(next == steps * plan.blocks_per_step, "shares cover everything");
+          expect(next == pairs * plan.blocks_per_pair, "shares cover everything");
         }
       }
   // how much of 132 multiprocessors' time the blocks fill, in percent; what tiles alone leave idle is split further
@@ -176,17 +176,17 @@ void wgrad_plans() {
              channels, splits);
   }
   expect(wgrad_plan(0, 64, {8, 8, 1}, 132).splits == 1, "one partial sum where there are no pixels");
-  // a consumer returns a stage when it has the next: a ring of one would stand still
+  // a consumer returns a buffer when it has the next: a ring of one would stand still
   for (int dilation : {1, 2, 4, 16})
     for (int width = 1; width < 700; ++width) {
       const PaddedGrid grid{3, width, dilation};
       const WgradPlan plan = wgrad_plan(1, 64, grid, 132);
       const int slots = odd_slots(kWgradPositions + 2 * grid.halo());
-      if (plan.stages > 0) {
-        expect(plan.stages >= kWgradMinStages && wgrad_layout(slots, plan.stages).total <= kSharedBytes, "stages",
-               width, dilation, plan.stages);
+      if (plan.buffers > 0) {
+        expect(plan.buffers >= kWgradMinBuffers && wgrad_layout(slots, plan.buffers).total <= kSharedBytes, "buffers",
+               width, dilation, plan.buffers);
       } else {
-        expect(wgrad_layout(slots, kWgradMinStages).total > kSharedBytes, "refused without need", width, dilation);
+        expect(wgrad_layout(slots, kWgradMinBuffers).total > kSharedBytes, "refused without need", width, dilation);
       }
     }
 }
@@ -203,23 +203,24 @@ void rollout_plans() {
       for (int size : {1, 8, 9, 13, 28, 32, 224})
         for (int stages : {1, 2, 4, 5, 16})
           for (int dilation : {1, 2, 5, 40, 100000})
-            for (int processors : {1, 4, 132}) {
+            for (int multiprocessors : {1, 4, 132}) {
               const Patches maps{size, size};
-              const RolloutPlan plan = rollout_plan(images, channels, maps, dilation, stages, processors);
+              const RolloutPlan plan = rollout_plan(images, channels, maps, dilation, stages, multiprocessors);
               if (plan.refusal != nullptr) continue;
               expect(rollout_layout(plan.tile, channels, stages, dilation, plan.slots).total <= kSharedBytes,
                      "shared memory", channels, stages, dilation);
-              expect(plan.blocks <= processors && plan.patches <= kRolloutMaxPatches, "runs together", plan.blocks);
+              expect(plan.blocks <= multiprocessors && plan.patches <= kRolloutMaxPatches, "runs together",
+                     plan.blocks);
               expect(plan.groups * plan.tile.n >= channels && (plan.groups - 1) * plan.tile.n < channels, "channels");
               expect(plan.blocks % plan.groups == 0, "whole groups", plan.blocks, plan.groups);
               const int columns = plan.blocks / plan.groups, all = images * maps.count();
               expect(columns * plan.patches >= all && (columns - 1) * plan.patches <= all, "patches", columns, all);
               expect(plan.slots >= patch_slots(dilation), "slots");
     // no other tile of the table is cheaper
-#define RDK_TRY(N)                                                                                             \
-  {                                                                                                            \
-    const RolloutPlan other = rollout_plan_for({N}, images, channels, maps, dilation, stages, processors);     \
-    expect(other.refusal != nullptr || rollout_cost(plan, channels) <= rollout_cost(other, channels), "cost"); \
+#define RDK_TRY(N)                                                                                              \
+  {                                                                                                             \
+    const RolloutPlan other = rollout_plan_for({N}, images, channels, maps, dilation, stages, multiprocessors); \
+    expect(other.refusal != nullptr || rollout_cost(plan, channels) <= rollout_cost(other, channels), "cost");  \
   }
               RDK_ROLLOUT_TILES(RDK_TRY)
 #undef RDK_TRY

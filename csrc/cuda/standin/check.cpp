@@ -13,8 +13,8 @@ using namespace rdk::cuda::check;
 namespace {
 
 // Bias, skip, ReLU and mask; with `affine` also scale, shift and inject; with `statistics` those of the sums.
-const char* conv_case(const Problem& problem, int processors, bool affine = false, bool statistics = false) {
-  const ConvPlan plan = conv_plan(problem.images, problem.channels, problem.grid(), processors);
+const char* conv_case(const Problem& problem, int multiprocessors, bool affine = false, bool statistics = false) {
+  const ConvPlan plan = conv_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
   const Halves input = random_map(problem, -3, 3), skip = random_map(problem, -3, 3), mask = random_map(problem, -1, 1);
   const std::vector<float> weights = random_weights(problem, 0.1);
   const Halves packed_weights = packed(problem, weights, plan.tile.rows());
@@ -72,49 +72,49 @@ const char* conv_case(const Problem& problem, int processors, bool affine = fals
 }
 
 // Iterations forward, every second state kept. With `inject` the sums pass through the finishing pass.
-const char* resident_case(const Problem& problem, int steps, bool with_inject, int processors) {
-  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), processors);
+const char* resident_case(const Problem& problem, int iterations, bool with_inject, int multiprocessors) {
+  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
   if (plan.refusal != nullptr) return plan.refusal;
   const Halves input = random_map(problem, -2, 2), inject = random_map(problem, -2, 2);
   const std::vector<float> weights = random_weights(problem, 3.0 / (kTaps * problem.channels));
   const Halves packed_weights = packed(problem, weights, kRows);
   std::vector<float> bias(problem.channels);
   for (float& value : bias) value = static_cast<float>(static_cast<int>(random_source() % 5) - 2);
-  const int kept_states = steps / 2;
+  const int kept_states = iterations / 2;
   Halves output(problem.elements(), 0x7fff), kept(problem.elements() * (kept_states + 1), 0x7fff);
   ResidentParams p = resident_params(plan, problem.images, problem.channels, problem.grid());
   p.input = input.data(), p.weights = packed_weights.data(), p.bias = bias.data();
   p.inject = with_inject ? inject.data() : nullptr;
   p.kept = kept.data(), p.kept_stride = static_cast<int64_t>(problem.elements()), p.output = output.data();
-  p.steps = steps, p.relu = 1;
-  for (int step = 1; step < steps; step += 2) p.keep[step / 32] |= 1u << (step % 32);
+  p.iterations = iterations, p.relu = 1;
+  for (int iteration = 1; iteration < iterations; iteration += 2) p.keep[iteration / 32] |= 1u << (iteration % 32);
   const char* error = problem.bf16 ? launch_resident_bf16(p, plan.tile, plan.blocks, nullptr)
                                    : launch_resident_fp16(p, plan.tile, plan.blocks, nullptr);
   if (error != nullptr) return error;
   Halves state = input;
-  for (int step = 0; step < steps; ++step) {
+  for (int iteration = 0; iteration < iterations; ++iteration) {
     const std::vector<float> sums = plain_convolution(problem, state, weights);
     for (size_t i = 0; i < state.size(); ++i) {
       float z = sums[i] + bias[i % problem.channels];
       if (with_inject) z = widen(narrow(z, problem), problem) + widen(inject[i], problem);
       state[i] = narrow(z <= 0 ? 0.0f : z, problem);
     }
-    if (step % 2 == 0) continue;
-    const auto from = kept.begin() + static_cast<int64_t>(problem.elements()) * (step / 2);
+    if (iteration % 2 == 0) continue;
+    const auto from = kept.begin() + static_cast<int64_t>(problem.elements()) * (iteration / 2);
     if (const char* wrong = differs(Halves(from, from + static_cast<int64_t>(problem.elements())), state)) return wrong;
   }
   if (kept[problem.elements() * kept_states] != 0x7fff) return "a state was written that was not asked for";
   return differs(output, state);
 }
 
-// Steps in reverse: added gradients and masks of every step, and those of the last kept apart.
-const char* reverse_case(const Problem& problem, int steps, int processors) {
-  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), processors);
+// Iterations in reverse: added gradients and masks of every iteration, and those of the last kept apart.
+const char* reverse_case(const Problem& problem, int iterations, int multiprocessors) {
+  const ResidentPlan plan = resident_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
   if (plan.refusal != nullptr) return plan.refusal;
   const Halves input = random_map(problem, -2, 2), add_last = random_map(problem, -2, 2),
                mask_last = random_map(problem, -1, 1);
   Halves add, mask;
-  for (int step = 0; step < steps - 1; ++step) {
+  for (int iteration = 0; iteration < iterations - 1; ++iteration) {
     const Halves one = random_map(problem, -2, 2), two = random_map(problem, -1, 1);
     add.insert(add.end(), one.begin(), one.end());
     mask.insert(mask.end(), two.begin(), two.end());
@@ -122,61 +122,63 @@ const char* reverse_case(const Problem& problem, int steps, int processors) {
   const std::vector<float> weights = random_weights(problem, 3.0 / (kTaps * problem.channels));
   const Halves packed_weights = packed(problem, weights, kRows);
   const auto elements = static_cast<int64_t>(problem.elements());
-  Halves output(problem.elements(), 0x7fff), kept(problem.elements() * steps, 0x7fff);
+  Halves output(problem.elements(), 0x7fff), kept(problem.elements() * iterations, 0x7fff);
   ResidentParams p = resident_params(plan, problem.images, problem.channels, problem.grid());
   p.input = input.data(), p.weights = packed_weights.data();
   p.add_last = add_last.data(), p.mask_last = mask_last.data();
-  if (steps > 1) {  // the maps of step 0 lie last, as states do in a backward
-    p.add = add.data() + (steps - 2) * elements, p.mask = mask.data() + (steps - 2) * elements;
+  if (iterations > 1) {  // the maps of iteration 0 lie last, as states do in a backward
+    p.add = add.data() + (iterations - 2) * elements, p.mask = mask.data() + (iterations - 2) * elements;
     p.add_stride = p.mask_stride = -elements;
   }
-  p.kept = kept.data(), p.kept_stride = elements, p.output = output.data(), p.steps = steps;
-  for (int step = 0; step < steps - 1; ++step) p.keep[step / 32] |= 1u << (step % 32);
+  p.kept = kept.data(), p.kept_stride = elements, p.output = output.data(), p.iterations = iterations;
+  for (int iteration = 0; iteration < iterations - 1; ++iteration) p.keep[iteration / 32] |= 1u << (iteration % 32);
   const char* error = problem.bf16 ? launch_resident_bf16(p, plan.tile, plan.blocks, nullptr)
                                    : launch_resident_fp16(p, plan.tile, plan.blocks, nullptr);
   if (error != nullptr) return error;
   Halves gradient = input;
-  for (int step = 0; step < steps; ++step) {
+  for (int iteration = 0; iteration < iterations; ++iteration) {
     const std::vector<float> sums = plain_convolution(problem, gradient, weights);
-    const uint16_t* added = step == steps - 1 ? add_last.data() : add.data() + (steps - 2 - step) * elements;
-    const uint16_t* masking = step == steps - 1 ? mask_last.data() : mask.data() + (steps - 2 - step) * elements;
+    const uint16_t* added =
+        iteration == iterations - 1 ? add_last.data() : add.data() + (iterations - 2 - iteration) * elements;
+    const uint16_t* masking =
+        iteration == iterations - 1 ? mask_last.data() : mask.data() + (iterations - 2 - iteration) * elements;
     for (size_t i = 0; i < gradient.size(); ++i) {
       const float z = widen(narrow(sums[i], problem), problem) + widen(added[i], problem);
       gradient[i] = narrow(widen(masking[i], problem) <= 0 ? 0.0f : z, problem);
     }
-    if (step == steps - 1) continue;
+    if (iteration == iterations - 1) continue;
     if (const char* wrong =
-            differs(Halves(kept.begin() + step * elements, kept.begin() + (step + 1) * elements), gradient))
+            differs(Halves(kept.begin() + iteration * elements, kept.begin() + (iteration + 1) * elements), gradient))
       return wrong;
   }
   return differs(output, gradient);
 }
 
-// Two runs of steps into the same partial sums.
-const char* wgrad_case(const Problem& problem, int steps, int processors) {
-  const WgradPlan plan = wgrad_plan(problem.images, problem.channels, problem.grid(), processors);
+// Two runs of pairs into the same partial sums.
+const char* wgrad_case(const Problem& problem, int pairs, int multiprocessors) {
+  const WgradPlan plan = wgrad_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
   const int channels = problem.channels, tiles = plan.channel_tiles * plan.channel_tiles;
   std::vector<float> partials(static_cast<size_t>(plan.splits) * tiles * kTaps * kRows * kRows, __builtin_nanf(""));
   std::vector<double> expected(static_cast<size_t>(channels) * channels * kTaps, 0.0);
   const auto elements = static_cast<int64_t>(problem.elements());
   for (int run = 0; run < 2; ++run) {
     std::vector<Halves> grads, states;
-    Halves later_grads, earlier_states;  // as the backward holds them: gradients forward in steps, states backward
-    for (int step = 0; step < steps; ++step) {
+    Halves later_grads, earlier_states;  // as the backward holds them: gradients forward in pairs, states backward
+    for (int pair = 0; pair < pairs; ++pair) {
       grads.push_back(random_map(problem, -2, 2));
       states.push_back(random_map(problem, -2, 2));
-      if (step > 0) later_grads.insert(later_grads.end(), grads[step].begin(), grads[step].end());
+      if (pair > 0) later_grads.insert(later_grads.end(), grads[pair].begin(), grads[pair].end());
     }
-    for (int step = steps - 2; step >= 0; --step)
-      earlier_states.insert(earlier_states.end(), states[step].begin(), states[step].end());
+    for (int pair = pairs - 2; pair >= 0; --pair)
+      earlier_states.insert(earlier_states.end(), states[pair].begin(), states[pair].end());
     WgradParams p = wgrad_params(plan, problem.images, channels, problem.grid());
     p.grad_first = grads[0].data(), p.grad = later_grads.data(), p.grad_stride = elements;
-    p.state_last = states[steps - 1].data(), p.state_stride = -elements;
-    p.state = steps > 1 ? earlier_states.data() + (steps - 2) * elements : nullptr;
-    p.partials = partials.data(), p.steps = steps, p.accumulate = run;
+    p.state_last = states[pairs - 1].data(), p.state_stride = -elements;
+    p.state = pairs > 1 ? earlier_states.data() + (pairs - 2) * elements : nullptr;
+    p.partials = partials.data(), p.pairs = pairs, p.accumulate = run;
     const char* error = problem.bf16 ? launch_wgrad_bf16(p, nullptr) : launch_wgrad_fp16(p, nullptr);
     if (error != nullptr) return error;
-    for (int step = 0; step < steps; ++step)
+    for (int pair = 0; pair < pairs; ++pair)
       for (int image = 0; image < problem.images; ++image)
         for (int y = 0; y < problem.height; ++y)
           for (int x = 0; x < problem.width; ++x)
@@ -187,11 +189,11 @@ const char* wgrad_case(const Problem& problem, int steps, int processors) {
               const size_t from =
                   ((static_cast<size_t>(image) * problem.height + from_y) * problem.width + from_x) * channels;
               for (int o = 0; o < channels; ++o) {
-                const float gradient = widen(grads[step][at + o], problem);
+                const float gradient = widen(grads[pair][at + o], problem);
                 if (gradient == 0.0f) continue;
                 for (int i = 0; i < channels; ++i)
                   expected[(static_cast<size_t>(o) * channels + i) * kTaps + tap] +=
-                      gradient * widen(states[step][from + i], problem);
+                      gradient * widen(states[pair][from + i], problem);
               }
             }
   }
@@ -210,10 +212,10 @@ const char* wgrad_case(const Problem& problem, int steps, int processors) {
   return nullptr;
 }
 
-// The widest map that the plan takes, where the ring has the fewest stages.
+// The widest map that the plan takes, where the ring has the fewest buffers.
 const char* widest_wgrad_case(int dilation) {
   Problem problem{1, 16, 3, 1, dilation};
-  while (wgrad_plan(1, 16, {3, problem.width + 1, dilation}, 1).stages > 0) ++problem.width;
+  while (wgrad_plan(1, 16, {3, problem.width + 1, dilation}, 1).buffers > 0) ++problem.width;
   return wgrad_case(problem, 1, 1);
 }
 

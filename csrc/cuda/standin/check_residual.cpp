@@ -11,7 +11,7 @@ namespace rdk::cuda::check {
 namespace {
 
 struct Run {
-  int iterations, processors;
+  int iterations, multiprocessors;
   bool inject = false;
   int tape_first = -1;   // tapes of the iterations from there on; -1: none
   bool partial = false;  // all but the last stage of the last iteration, and no output: the tape alone
@@ -24,8 +24,8 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
     common = std::gcd(common, stage.dilation);
     largest = std::max(largest, stage.dilation);
   }
-  const ResidualPlan plan =
-      residual_plan(problem.images, problem.channels, problem.height, problem.width, common, largest, run.processors);
+  const ResidualPlan plan = residual_plan(problem.images, problem.channels, problem.height, problem.width, common,
+                                          largest, run.multiprocessors);
   if (plan.refusal != nullptr) return plan.refusal;
   const auto elements = static_cast<int64_t>(problem.elements());
   const int count = static_cast<int>(stages.size());
@@ -43,7 +43,7 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
     p.stage[stage].weights = packed_weights[stage].data();
     p.stage[stage].bias = biases[stage].data();
   }
-  const int steps = run.iterations * count - run.partial;
+  const int stage_count = run.iterations * count - run.partial;
   const int states = (run.iterations - run.partial) / 2;
   const int tapes = run.tape_first < 0 ? 0 : (run.iterations - run.tape_first) * (count - 1);
   // one map more than is asked for, which must stay as it is
@@ -53,7 +53,7 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
   p.kept = kept.data(), p.kept_stride = elements;
   p.tapes = tapes > 0 ? taped.data() : nullptr, p.tape_stride = elements, p.tape_first = run.tape_first;
   p.output = run.partial ? nullptr : output.data();
-  p.stages = count, p.steps = steps;
+  p.stages = count, p.stage_count = stage_count;
   for (int iteration = 1; iteration < run.iterations - run.partial; iteration += 2)
     p.keep[iteration / 32] |= 1u << (iteration % 32);
   const char* error = problem.bf16 ? launch_residual_bf16(p, plan.tile, plan.blocks, nullptr)
@@ -64,7 +64,7 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
   const auto differs_at = [&](const Halves& maps, int64_t number) {
     return differs(Halves(maps.begin() + number * elements, maps.begin() + (number + 1) * elements), state);
   };
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < stage_count; ++step) {
     const int iteration = step / count, stage = step % count;
     Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
                                run.inject && stage == 0 ? &inject : nullptr, before);

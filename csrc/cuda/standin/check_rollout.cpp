@@ -10,7 +10,7 @@ namespace rdk::cuda::check {
 namespace {
 
 struct Run {
-  int iterations, processors;
+  int iterations, multiprocessors;
   bool inject = false;
   int every = 0;                                  // which states are kept: 0 none
   int expected_blocks = 0, expected_columns = 0;  // of the plan: what the case is about
@@ -21,7 +21,7 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   const int count = static_cast<int>(stages.size());
   int largest = 0;
   for (const ResidualStage& stage : stages) largest = std::max(largest, stage.dilation);
-  const RolloutPlan plan = rollout_plan(problem.images, problem.channels, patches, largest, count, run.processors);
+  const RolloutPlan plan = rollout_plan(problem.images, problem.channels, patches, largest, count, run.multiprocessors);
   if (plan.refusal != nullptr) return plan.refusal;
   if (plan.blocks != run.expected_blocks || plan.tile.n != run.expected_columns) return "the plan is another";
   const auto elements = static_cast<int64_t>(problem.elements());
@@ -50,7 +50,7 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   p.kept = kept.data(), p.kept_stride = elements;
   p.output = last_is_kept ? nullptr : output.data();
   p.arrivals = &arrivals;
-  p.stages = count, p.steps = run.iterations * count;
+  p.stages = count, p.stage_count = run.iterations * count;
   for (int iteration = run.every - 1; states > 0 && iteration < run.iterations; iteration += run.every)
     p.keep[iteration / 32] |= 1u << (iteration % 32);
   const char* error = problem.bf16 ? launch_rollout_bf16(p, plan.tile, plan.blocks, nullptr)
@@ -58,7 +58,7 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   if (error != nullptr) return error;
 
   Halves state = input, before;
-  for (int step = 0; step < p.steps; ++step) {
+  for (int step = 0; step < p.stage_count; ++step) {
     const int iteration = step / count, stage = step % count;
     Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
                                run.inject && stage == 0 ? &inject : nullptr, before);
