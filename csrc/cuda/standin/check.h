@@ -113,6 +113,25 @@ inline std::vector<ResidualStage> joined(std::vector<ResidualStage> one, const s
   return one;
 }
 
+// What a case of several stages begins with. rows: of the blocks that its kernel packs weights in.
+struct Chain {
+  Halves input, inject;
+  std::vector<std::vector<float>> weights, biases;  // of each stage
+  std::vector<Halves> packed_weights;
+};
+
+inline Chain random_chain(const Problem& problem, int stages, int rows) {
+  Chain chain{random_map(problem, -2, 2), random_map(problem, -2, 2), {}, {}, {}};
+  for (int stage = 0; stage < stages; ++stage) {
+    chain.weights.push_back(random_weights(problem, 1.5 / (kTaps * problem.channels)));
+    chain.packed_weights.push_back(packed(problem, chain.weights.back(), rows));
+    std::vector<float>& bias = chain.biases.emplace_back();
+    for (int channel = 0; channel < problem.channels; ++channel)
+      bias.push_back(static_cast<float>(static_cast<int>(random_source() % 5) - 2));
+  }
+  return chain;
+}
+
 // Cases in files of their own, by name; nullptr where the result is exact.
 const char* residual_case(const std::string& name);
 const char* rollout_case(const std::string& name);

@@ -17,7 +17,45 @@ struct Run {
   bool partial = false;  // all but the last stage of the last iteration, and no output: the tape alone
 };
 
-// Every second state is kept.
+// Every second state is kept. One map more than is asked for must stay as it is.
+struct Results {
+  int states, tapes;
+  Halves output, kept, taped;
+
+  Results(const Problem& problem, int stages, const Run& run)
+      : states((run.iterations - run.partial) / 2),
+        tapes(run.tape_first < 0 ? 0 : (run.iterations - run.tape_first) * (stages - 1)),
+        output(problem.elements(), 0x7fff),
+        kept(problem.elements() * (states + 1), 0x7fff),
+        taped(problem.elements() * (tapes + 1), 0x7fff) {}
+};
+
+const char* compare(const Problem& problem, const std::vector<ResidualStage>& stages, const Run& run,
+                    const Chain& chain, const Results& results) {
+  const auto elements = static_cast<int64_t>(problem.elements());
+  const int count = static_cast<int>(stages.size());
+  Halves state = chain.input, before;
+  const auto differs_at = [&](const Halves& maps, int64_t number) {
+    return differs(Halves(maps.begin() + number * elements, maps.begin() + (number + 1) * elements), state);
+  };
+  for (int step = 0; step < run.iterations * count - run.partial; ++step) {
+    const int iteration = step / count, stage = step % count;
+    Halves after = plain_stage(problem, stages[stage], state, chain.weights[stage], chain.biases[stage],
+                               run.inject && stage == 0 ? &chain.inject : nullptr, before);
+    before = std::move(state);
+    state = std::move(after);
+    if (stage == count - 1) {
+      if (const char* wrong = iteration % 2 == 1 ? differs_at(results.kept, iteration / 2) : nullptr) return wrong;
+    } else if (results.tapes > 0 && iteration >= run.tape_first) {
+      if (const char* wrong = differs_at(results.taped, (iteration - run.tape_first) * (count - 1) + stage))
+        return wrong;
+    }
+  }
+  if (results.kept[elements * results.states] != 0x7fff) return "a state was written that was not asked for";
+  if (results.taped[elements * results.tapes] != 0x7fff) return "a tape was written that was not asked for";
+  return run.partial ? nullptr : differs(results.output, state);
+}
+
 const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>& stages, const Run& run) {
   int common = 0, largest = 0;
   for (const ResidualStage& stage : stages) {
@@ -29,56 +67,27 @@ const char* blocks_case(const Problem& problem, const std::vector<ResidualStage>
   if (plan.refusal != nullptr) return plan.refusal;
   const auto elements = static_cast<int64_t>(problem.elements());
   const int count = static_cast<int>(stages.size());
-  const Halves input = random_map(problem, -2, 2), inject = random_map(problem, -2, 2);
-  std::vector<std::vector<float>> weights(count), biases(count);
-  std::vector<Halves> packed_weights(count);
+  const Chain chain = random_chain(problem, count, plan.tile.rows());
   ResidualParams p = residual_params(plan, problem.images, problem.channels);
   for (int stage = 0; stage < count; ++stage) {
-    weights[stage] = random_weights(problem, 1.5 / (kTaps * problem.channels));
-    packed_weights[stage] = packed(problem, weights[stage], plan.tile.rows());
-    for (int channel = 0; channel < problem.channels; ++channel)
-      biases[stage].push_back(static_cast<float>(static_cast<int>(random_source() % 5) - 2));
     p.stage[stage] = stages[stage];
     p.stage[stage].dilation /= plan.grids.split;
-    p.stage[stage].weights = packed_weights[stage].data();
-    p.stage[stage].bias = biases[stage].data();
+    p.stage[stage].weights = chain.packed_weights[stage].data();
+    p.stage[stage].bias = chain.biases[stage].data();
   }
-  const int stage_count = run.iterations * count - run.partial;
-  const int states = (run.iterations - run.partial) / 2;
-  const int tapes = run.tape_first < 0 ? 0 : (run.iterations - run.tape_first) * (count - 1);
-  // one map more than is asked for, which must stay as it is
-  Halves output(elements, 0x7fff), kept(elements * (states + 1), 0x7fff), taped(elements * (tapes + 1), 0x7fff);
-  p.input = input.data();
-  p.inject = run.inject ? inject.data() : nullptr;
-  p.kept = kept.data(), p.kept_stride = elements;
-  p.tapes = tapes > 0 ? taped.data() : nullptr, p.tape_stride = elements, p.tape_first = run.tape_first;
-  p.output = run.partial ? nullptr : output.data();
-  p.stages = count, p.stage_count = stage_count;
+  Results results(problem, count, run);
+  p.input = chain.input.data();
+  p.inject = run.inject ? chain.inject.data() : nullptr;
+  p.kept = results.kept.data(), p.kept_stride = elements;
+  p.tapes = results.tapes > 0 ? results.taped.data() : nullptr;
+  p.tape_stride = elements, p.tape_first = run.tape_first;
+  p.output = run.partial ? nullptr : results.output.data();
+  p.stages = count, p.stage_count = run.iterations * count - run.partial;
   for (int iteration = 1; iteration < run.iterations - run.partial; iteration += 2)
     p.keep[iteration / 32] |= 1u << (iteration % 32);
   const char* error = problem.bf16 ? launch_residual_bf16(p, plan.tile, plan.blocks, nullptr)
                                    : launch_residual_fp16(p, plan.tile, plan.blocks, nullptr);
-  if (error != nullptr) return error;
-
-  Halves state = input, before;
-  const auto differs_at = [&](const Halves& maps, int64_t number) {
-    return differs(Halves(maps.begin() + number * elements, maps.begin() + (number + 1) * elements), state);
-  };
-  for (int step = 0; step < stage_count; ++step) {
-    const int iteration = step / count, stage = step % count;
-    Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
-                               run.inject && stage == 0 ? &inject : nullptr, before);
-    before = std::move(state);
-    state = std::move(after);
-    if (stage == count - 1) {
-      if (const char* wrong = iteration % 2 == 1 ? differs_at(kept, iteration / 2) : nullptr) return wrong;
-    } else if (tapes > 0 && iteration >= run.tape_first) {
-      if (const char* wrong = differs_at(taped, (iteration - run.tape_first) * (count - 1) + stage)) return wrong;
-    }
-  }
-  if (kept[elements * states] != 0x7fff) return "a state was written that was not asked for";
-  if (taped[elements * tapes] != 0x7fff) return "a tape was written that was not asked for";
-  return run.partial ? nullptr : differs(output, state);
+  return error != nullptr ? error : compare(problem, stages, run, chain, results);
 }
 
 }  // namespace

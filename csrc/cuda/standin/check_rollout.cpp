@@ -25,27 +25,21 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
   if (plan.refusal != nullptr) return plan.refusal;
   if (plan.blocks != run.expected_blocks || plan.tile.n != run.expected_columns) return "the plan is another";
   const auto elements = static_cast<int64_t>(problem.elements());
-  const Halves input = random_map(problem, -2, 2), inject = random_map(problem, -2, 2);
-  std::vector<std::vector<float>> weights(count), biases(count);
-  std::vector<Halves> packed_weights(count);
+  Chain chain = random_chain(problem, count, plan.tile.n);
   RolloutParams p = rollout_params(plan, problem.images, problem.channels, patches, largest);
   for (int stage = 0; stage < count; ++stage) {
-    weights[stage] = random_weights(problem, 1.5 / (kTaps * problem.channels));
-    packed_weights[stage] = packed(problem, weights[stage], plan.tile.n);
-    for (int channel = 0; channel < problem.channels; ++channel)
-      biases[stage].push_back(static_cast<float>(static_cast<int>(random_source() % 5) - 2));
     p.stage[stage] = stages[stage];
-    p.stage[stage].weights = packed_weights[stage].data();
-    p.stage[stage].bias = stage % 3 == 2 ? nullptr : biases[stage].data();
-    if (stage % 3 == 2) std::fill(biases[stage].begin(), biases[stage].end(), 0.0f);
+    p.stage[stage].weights = chain.packed_weights[stage].data();
+    p.stage[stage].bias = stage % 3 == 2 ? nullptr : chain.biases[stage].data();
+    if (stage % 3 == 2) std::fill(chain.biases[stage].begin(), chain.biases[stage].end(), 0.0f);
   }
   const int states = run.every == 0 ? 0 : run.iterations / run.every;
   const bool last_is_kept = states > 0 && run.iterations % run.every == 0;
   uint32_t arrivals = 0;
   // one map more than is asked for, which must stay as it is
   Halves output(elements, 0x7fff), kept(elements * (states + 1), 0x7fff), workspace(2 * elements, 0x7fff);
-  p.input = input.data();
-  p.inject = run.inject ? inject.data() : nullptr;
+  p.input = chain.input.data();
+  p.inject = run.inject ? chain.inject.data() : nullptr;
   p.workspace = workspace.data();
   p.kept = kept.data(), p.kept_stride = elements;
   p.output = last_is_kept ? nullptr : output.data();
@@ -57,11 +51,11 @@ const char* rollout(const Problem& problem, const std::vector<ResidualStage>& st
                                    : launch_rollout_fp16(p, plan.tile, plan.blocks, nullptr);
   if (error != nullptr) return error;
 
-  Halves state = input, before;
+  Halves state = chain.input, before;
   for (int step = 0; step < p.stage_count; ++step) {
     const int iteration = step / count, stage = step % count;
-    Halves after = plain_stage(problem, stages[stage], state, weights[stage], biases[stage],
-                               run.inject && stage == 0 ? &inject : nullptr, before);
+    Halves after = plain_stage(problem, stages[stage], state, chain.weights[stage], chain.biases[stage],
+                               run.inject && stage == 0 ? &chain.inject : nullptr, before);
     before = std::move(state);
     state = std::move(after);
     if (stage < count - 1 || states == 0 || (iteration + 1) % run.every != 0) continue;
