@@ -80,7 +80,7 @@ def check_program(broken: str | None = None, *flags: str) -> Path:
     """The program standin/check*.cpp; with `broken`, one RDK_BREAK_ macro is set in the bfloat16 kernel that it begins with."""
     objects = _objects([*MACHINE, *CHECKS], *flags)
     for kernel in KERNELS:
-        hit = broken is not None and kernel == broken.split("_")[0].lower() + "_bf16.cu"
+        hit = broken is not None and broken.startswith(kernel.removesuffix("bf16.cu").upper())
         objects += _objects([kernel], *flags, *([f"-DRDK_BREAK_{broken}", "-O1"] if hit else []))
     return _linked("check", objects, *flags)
 

@@ -326,7 +326,7 @@ def test_operator_names_what_was_wrong(standin: CudaBackend) -> None:
         ops.cuda_resident(x, packed, None, None, [], [], 1, True, 2, [1, 0], 3, None, torch.empty_like(x))
     wide = x.new_zeros(1, 16, 1, 323).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="width 323 at dilation 1 does not fit"):
-        ops.cuda_wgrad([wide], [wide], 1, False, 3, torch.empty(3, 1, 1, 9, 64, 64))
+        ops.cuda_weight_gradient([wide], [wide], 1, False, 3, torch.empty(3, 1, 1, 9, 64, 64))
 
 
 def test_nothing_is_written_but_the_output(chosen: None) -> None:

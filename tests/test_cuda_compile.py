@@ -21,13 +21,13 @@ WIDTHS = {
     "rollout": re.compile(r"rollout_kernel\w*?Li()(\d+)E"),
 }
 # highest register in the code of a warpgroup that asked for this many, or of all threads
-MOST_REGISTERS = {"conv": 232, "resident": 255, "residual": 208, "rollout": 128, "wgrad": 152}
-KERNELS = {"conv": 6, "resident": 3, "residual": 7, "rollout": 3, "wgrad": 1}
+MOST_REGISTERS = {"conv": 232, "resident": 255, "residual": 208, "rollout": 128, "weight_gradient": 152}
+KERNELS = {"conv": 6, "resident": 3, "residual": 7, "rollout": 3, "weight_gradient": 1}
 
 
 def widths_of(stem: str, name: str) -> list[int]:
     """Columns of the products that a kernel should contain, one entry for each wgmma instruction."""
-    if stem == "wgrad":  # 128 positions in steps of 16, three taps
+    if stem == "weight_gradient":  # 128 positions in steps of 16, three taps
         return [64] * 24
     found = WIDTHS[stem].search(name)
     assert found is not None, name
@@ -40,7 +40,7 @@ def widths_of(stem: str, name: str) -> list[int]:
 
 @pytest.mark.parametrize("source", cuda_build.KERNELS)
 def test_kernel_compiles_as_planned(source: str) -> None:
-    stem = source.split("_")[0]
+    stem = source.rsplit("_", 1)[0]
     cubin, report = cuda_build.compiled_kernel(source)
     assert not re.search(r"C75\d\d", report), report  # serialised products, ignored register requests
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)

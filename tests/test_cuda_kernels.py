@@ -13,7 +13,7 @@ from test_cuda_backend import replaced_by
 import rdk
 from rdk.backends import cuda_kernels
 from rdk.backends.cuda import CudaBackend
-from rdk.backends.cuda_kernels import Kernels, merge_statistics, weight_gradient
+from rdk.backends.cuda_kernels import Kernels, merge_statistics, sum_of_partials
 from rdk.testing import UNIT, plain_eager, relative
 
 
@@ -46,9 +46,9 @@ def test_limits_are_those_of_the_kernels() -> None:
 @pytest.mark.parametrize("shape", [(0, 16, 4, 5), (2, 16, 0, 5)])
 def test_weight_gradient_of_no_pixels_is_zero(standin: CudaBackend, shape: tuple[int, ...]) -> None:
     maps = [torch.empty(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)] * 2
-    partials = standin.kernels.wgrad(maps, maps, 1, None)
-    assert torch.equal(weight_gradient(partials, 16), torch.zeros(16, 16, 3, 3))
-    partials = standin.kernels.wgrad(maps, maps, 1, partials + 1)
+    partials = standin.kernels.weight_gradient(maps, maps, 1, None)
+    assert torch.equal(sum_of_partials(partials, 16), torch.zeros(16, 16, 3, 3))
+    partials = standin.kernels.weight_gradient(maps, maps, 1, partials + 1)
     assert bool((partials == 1).all())
 
 

@@ -36,7 +36,14 @@ CASES = {
         "rollout_images",
         "rollout_wide",
     ],
-    "wgrad": ["wgrad_1", "wgrad_2", "wgrad_5", "wgrad_ring", "wgrad_widest", "wgrad_widest_dilated"],
+    "weight_gradient": [
+        "weight_gradient_1",
+        "weight_gradient_2",
+        "weight_gradient_5",
+        "weight_gradient_ring",
+        "weight_gradient_widest",
+        "weight_gradient_widest_dilated",
+    ],
 }
 # many blocks at once, which take ThreadSanitizer minutes; smaller ones of the same kind remain
 WITHOUT_SANITIZER = {"residual_dilated", "rollout_recall", "rollout_maze", "rollout_wide"}
@@ -64,8 +71,8 @@ CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ROLLOUT_EXCHANGE": ("rollout_2", RACE),  # between two warpgroups
     "ROLLOUT_PADS": ("rollout_2", ("expected",)),
     "ROLLOUT_STRIDES": ("rollout_2", ("wgmma reads what thread",)),  # the table of pixels behind the patch
-    "WGRAD_STRIDES": ("wgrad_1", ("a weight gradient is wrong",)),
-    "WGRAD_FENCE": ("wgrad_1", ("without fence.proxy.async",)),
+    "WEIGHT_GRADIENT_STRIDES": ("weight_gradient_1", ("a weight gradient is wrong",)),
+    "WEIGHT_GRADIENT_FENCE": ("weight_gradient_1", ("without fence.proxy.async",)),
 }
 
 
@@ -131,7 +138,7 @@ def test_race_is_noticed(broken: str) -> None:
 
 
 def test_deadlock_is_noticed() -> None:
-    """A consumer that never hands its stages back: the watchdog names where the producers wait."""
+    """A consumer that never hands its buffers back: the watchdog names where the producers wait."""
     done = run(cuda_build.check_program("CONV_RELEASE"), ["conv_wide"], "--watchdog", "1", timeout=60)
     assert done.returncode == 1 and "deadlock" in done.stdout and "mbarrier" in done.stdout, done.stdout
 

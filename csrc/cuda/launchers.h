@@ -16,7 +16,7 @@ const char* launch_residual_bf16(const ResidualParams& p, ResidualTile tile, int
 const char* launch_residual_fp16(const ResidualParams& p, ResidualTile tile, int blocks, void* stream);
 const char* launch_rollout_bf16(const RolloutParams& p, RolloutTile tile, int blocks, void* stream);
 const char* launch_rollout_fp16(const RolloutParams& p, RolloutTile tile, int blocks, void* stream);
-const char* launch_wgrad_bf16(const WgradParams& p, void* stream);
-const char* launch_wgrad_fp16(const WgradParams& p, void* stream);
+const char* launch_weight_gradient_bf16(const WeightGradientParams& p, void* stream);
+const char* launch_weight_gradient_fp16(const WeightGradientParams& p, void* stream);
 
 }  // namespace rdk::cuda

@@ -1,4 +1,4 @@
-// The operators of conv.cuh, resident.cuh and wgrad.cuh: checks, parameter structs, launches; called by
+// The operators of conv.cuh, resident.cuh and weight_gradient.cuh: checks, parameter structs, launches; called by
 // rdk/backends/cuda_kernels.py. What they write is the caller's; cuda_pack alone returns a tensor of its own.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -32,11 +32,11 @@ std::tuple<std::string, int64_t, int64_t, int64_t> resident_plan_op(int64_t imag
           (images + multiprocessors - 1) / multiprocessors};
 }
 
-std::vector<int64_t> wgrad_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width, int64_t dilation,
-                                   int64_t multiprocessors) {
+std::vector<int64_t> weight_gradient_plan_op(int64_t images, int64_t channels, int64_t height, int64_t width,
+                                             int64_t dilation, int64_t multiprocessors) {
   const PaddedGrid grid{static_cast<int>(height), static_cast<int>(width), static_cast<int>(dilation)};
-  const WgradPlan plan =
-      wgrad_plan(static_cast<int>(images), static_cast<int>(channels), grid, static_cast<int>(multiprocessors));
+  const WeightGradientPlan plan = weight_gradient_plan(static_cast<int>(images), static_cast<int>(channels), grid,
+                                                       static_cast<int>(multiprocessors));
   return {plan.buffers, plan.splits, plan.channel_tiles};
 }
 
@@ -152,11 +152,12 @@ void resident_op(const Tensor& input, const Tensor& weights, const MaybeTensor& 
   check_launch(run(p, plan.tile, plan.blocks, device.stream()), op);
 }
 
-void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, bool accumulate, int64_t multiprocessors,
-              Tensor partials) {
-  const char* op = "cuda_wgrad";
+void weight_gradient_op(at::TensorList grads, at::TensorList states, int64_t dilation, bool accumulate,
+                        int64_t multiprocessors, Tensor partials) {
+  const char* op = "cuda_weight_gradient";
   TORCH_CHECK(!grads.empty() && grads.size() == states.size(),
-              "rdk: cuda_wgrad: expected as many gradients as states, got ", grads.size(), " and ", states.size(), ".");
+              "rdk: cuda_weight_gradient: expected as many gradients as states, got ", grads.size(), " and ",
+              states.size(), ".");
   const Tensor& like = grads[0];
   for (const Tensor& map : grads) check_map(map, like, op, "a gradient");
   for (const Tensor& map : states) check_map(map, like, op, "a state");
@@ -167,16 +168,16 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   const PaddedGrid grid = grid_of(like, dilation, op);
   const int images = static_cast<int>(like.size(0)), channels = static_cast<int>(like.size(1));
   const size_t pairs = grads.size();
-  const WgradPlan plan = wgrad_plan(images, channels, grid, static_cast<int>(multiprocessors));
-  TORCH_CHECK(plan.buffers >= kWgradMinBuffers, "rdk: cuda_wgrad: a map of width ", grid.width, " at dilation ",
-              dilation, " does not fit in shared memory with its halo.");
+  const WeightGradientPlan plan = weight_gradient_plan(images, channels, grid, static_cast<int>(multiprocessors));
+  TORCH_CHECK(plan.buffers >= kWeightGradientMinBuffers, "rdk: cuda_weight_gradient: a map of width ", grid.width,
+              " at dilation ", dilation, " does not fit in shared memory with its halo.");
   TORCH_CHECK(partials.scalar_type() == at::kFloat && partials.is_contiguous() && partials.device() == like.device() &&
                   partials.sizes() ==
                       at::IntArrayRef({plan.splits, plan.channel_tiles, plan.channel_tiles, kTaps, kRows, kRows}),
-              "rdk: cuda_wgrad: expected float32 partials of shape (", plan.splits, ", ", plan.channel_tiles, ", ",
-              plan.channel_tiles, ", 9, 64, 64), got ", partials.sizes(), ".");
+              "rdk: cuda_weight_gradient: expected float32 partials of shape (", plan.splits, ", ", plan.channel_tiles,
+              ", ", plan.channel_tiles, ", 9, 64, 64), got ", partials.sizes(), ".");
   const OnDevice device(like);
-  WgradParams p = wgrad_params(plan, images, channels, grid);
+  WeightGradientParams p = weight_gradient_params(plan, images, channels, grid);
   p.grad_first = grads[0].const_data_ptr();
   p.state_last = states[pairs - 1].const_data_ptr();
   if (pairs > 1) {
@@ -188,7 +189,7 @@ void wgrad_op(at::TensorList grads, at::TensorList states, int64_t dilation, boo
   p.partials = partials.mutable_data_ptr<float>();
   p.pairs = static_cast<int>(pairs);
   p.accumulate = accumulate;
-  const auto run = like.scalar_type() == at::kBFloat16 ? launch_wgrad_bf16 : launch_wgrad_fp16;
+  const auto run = like.scalar_type() == at::kBFloat16 ? launch_weight_gradient_bf16 : launch_weight_gradient_fp16;
   check_launch(run(p, device.stream()), op);
 }
 
@@ -202,8 +203,10 @@ TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
       "cuda_resident_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) -> "
       "(str, int, int, int)",
       &rdk::cuda::resident_plan_op);
-  m.def("cuda_wgrad_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) -> int[]",
-        &rdk::cuda::wgrad_plan_op);
+  m.def(
+      "cuda_weight_gradient_plan(int images, int channels, int height, int width, int dilation, int multiprocessors) "
+      "-> int[]",
+      &rdk::cuda::weight_gradient_plan_op);
   m.def("cuda_pack(Tensor weight, int rows, bool transposed) -> Tensor", &rdk::cuda::pack_op);
   m.def(
       "cuda_conv(Tensor input, Tensor weights, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? inject, Tensor? "
@@ -214,10 +217,10 @@ TORCH_LIBRARY_FRAGMENT(RDK_NAMESPACE, m) {
       "dilation, bool relu, int iterations, int[] keep, int multiprocessors, Tensor(a!)? kept, Tensor(b!)? output) -> "
       "()");
   m.def(
-      "cuda_wgrad(Tensor[] grads, Tensor[] states, int dilation, bool accumulate, int multiprocessors, Tensor(a!) "
-      "partials) -> ()");
+      "cuda_weight_gradient(Tensor[] grads, Tensor[] states, int dilation, bool accumulate, int multiprocessors, "
+      "Tensor(a!) partials) -> ()");
   // one implementation for every device: it says itself what it needs
   m.impl("cuda_conv", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::conv_op));
   m.impl("cuda_resident", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::resident_op));
-  m.impl("cuda_wgrad", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::wgrad_op));
+  m.impl("cuda_weight_gradient", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(rdk::cuda::weight_gradient_op));
 }

@@ -97,7 +97,7 @@ struct RolloutParams {
 
 // A pair is the gradient of a sum and the map that entered its convolution.
 // dW[tap][o][i] += sum over pairs, images and pixels of grad[o, p] * state[i, p + tap], split over blocks.
-struct WgradParams {
+struct WeightGradientParams {
   const void* grad_first;             // of the first pair: (images, height, width, channels)
   const void* grad;                   // of the pairs after it
   const void* state;                  // of the pairs before the last

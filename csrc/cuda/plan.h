@@ -261,61 +261,63 @@ constexpr ResidualParams residual_params(const ResidualPlan& plan, int images, i
   return p;
 }
 
-// ---- wgrad
+// ---- weight_gradient
 
-struct WgradLayout {  // offsets in shared memory
+struct WeightGradientLayout {  // offsets in shared memory
   int buffer_bytes, barriers, total;
 };
 
-RDK_BOTH constexpr WgradLayout wgrad_layout(int slots, int buffers) {
-  WgradLayout layout{};
-  layout.buffer_bytes = round_up(kRows / 8 * (odd_slots(kWgradPositions) + slots) * kUnit, 128);
+RDK_BOTH constexpr WeightGradientLayout weight_gradient_layout(int slots, int buffers) {
+  WeightGradientLayout layout{};
+  layout.buffer_bytes = round_up(kRows / 8 * (odd_slots(kWeightGradientPositions) + slots) * kUnit, 128);
   layout.barriers = buffers * layout.buffer_bytes;
-  layout.total = layout.barriers + 2 * 8 * kWgradMaxBuffers;
+  layout.total = layout.barriers + 2 * 8 * kWeightGradientMaxBuffers;
   return layout;
 }
 
 // First of the blocks of positions that split `split` of `splits` takes; equal shares to within one.
-RDK_BOTH constexpr int wgrad_share(int blocks, int splits, int split) {
+RDK_BOTH constexpr int weight_gradient_share(int blocks, int splits, int split) {
   return static_cast<int>(static_cast<int64_t>(blocks) * split / splits);
 }
 
-struct WgradPlan {
+struct WeightGradientPlan {
   int slots, buffers, channel_tiles, splits, blocks_per_pair;
 };
 
 // Time of one pair in buffers' products: waves of blocks over the multiprocessors, each with its share of the positions
 // and a partial sum to add to (est.); times `splits`, to remain a whole number.
-constexpr int64_t wgrad_cost(const WgradPlan& plan, int splits, int multiprocessors) {
+constexpr int64_t weight_gradient_cost(const WeightGradientPlan& plan, int splits, int multiprocessors) {
   const int64_t waves = ceil_div(plan.channel_tiles * plan.channel_tiles * splits, multiprocessors);
-  return waves * (plan.blocks_per_pair + static_cast<int64_t>(kWgradSumBuffers) * splits);
+  return waves * (plan.blocks_per_pair + static_cast<int64_t>(kWeightGradientSumBuffers) * splits);
 }
 
 // `splits` is the cheapest whose partial sums are no more than two waves of blocks write. It depends on nothing but
 // sizes, so that partial sums carry over from launch to launch. buffers is 0 where two of them do not fit with the
 // halo.
-constexpr WgradPlan wgrad_plan(int images, int channels, const PaddedGrid& grid, int multiprocessors) {
-  WgradPlan plan{};
+constexpr WeightGradientPlan weight_gradient_plan(int images, int channels, const PaddedGrid& grid,
+                                                  int multiprocessors) {
+  WeightGradientPlan plan{};
   if (grid.halo_fits()) {
-    plan.slots = odd_slots(kWgradPositions + 2 * grid.halo());
-    plan.buffers = kWgradMaxBuffers;
-    while (plan.buffers > 0 && wgrad_layout(plan.slots, plan.buffers).total > kSharedBytes) --plan.buffers;
-    if (plan.buffers < kWgradMinBuffers) plan.buffers = 0;
+    plan.slots = odd_slots(kWeightGradientPositions + 2 * grid.halo());
+    plan.buffers = kWeightGradientMaxBuffers;
+    while (plan.buffers > 0 && weight_gradient_layout(plan.slots, plan.buffers).total > kSharedBytes) --plan.buffers;
+    if (plan.buffers < kWeightGradientMinBuffers) plan.buffers = 0;
   }
   plan.channel_tiles = ceil_div(channels, kRows);
   const int64_t positions = static_cast<int64_t>(images) * grid.period();
-  plan.blocks_per_pair = static_cast<int>((positions + kWgradPositions - 1) / kWgradPositions);
+  plan.blocks_per_pair = static_cast<int>((positions + kWeightGradientPositions - 1) / kWeightGradientPositions);
   const int most = ceil_div(2 * multiprocessors, plan.channel_tiles * plan.channel_tiles);
   plan.splits = 1;
   for (int splits = 2; splits <= most && splits <= plan.blocks_per_pair; ++splits) {
-    const int64_t cost = wgrad_cost(plan, splits, multiprocessors) * plan.splits;
-    if (cost < wgrad_cost(plan, plan.splits, multiprocessors) * splits) plan.splits = splits;
+    const int64_t cost = weight_gradient_cost(plan, splits, multiprocessors) * plan.splits;
+    if (cost < weight_gradient_cost(plan, plan.splits, multiprocessors) * splits) plan.splits = splits;
   }
   return plan;
 }
 
-constexpr WgradParams wgrad_params(const WgradPlan& plan, int images, int channels, const PaddedGrid& grid) {
-  WgradParams p{};
+constexpr WeightGradientParams weight_gradient_params(const WeightGradientPlan& plan, int images, int channels,
+                                                      const PaddedGrid& grid) {
+  WeightGradientParams p{};
   p.images = images;
   p.channels = channels;
   p.grid = grid;

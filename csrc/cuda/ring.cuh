@@ -1,5 +1,5 @@
 // A ring of buffers in shared memory: where a producer or a consumer stands in it, how buffers are handed over and
-// returned. Used by conv.cuh, residual.cuh and wgrad.cuh.
+// returned. Used by conv.cuh, residual.cuh and weight_gradient.cuh.
 #pragma once
 
 #include "primitives.cuh"
@@ -61,7 +61,7 @@ struct Filling {
  private:
   // The thread's copies have landed (the caller waited) and are made visible to wgmma.
   RDK_DEVICE void hand_over() {
-#if !defined(RDK_BREAK_CONV_FENCE) && !defined(RDK_BREAK_WGRAD_FENCE)
+#if !defined(RDK_BREAK_CONV_FENCE) && !defined(RDK_BREAK_WEIGHT_GRADIENT_FENCE)
     fence_async_proxy();
 #endif
     mbarrier_arrive(full + 8 * pending);

@@ -62,14 +62,14 @@ inline constexpr int kRolloutPortions = 4;        // of a patch, that arrive one
 inline constexpr int kRolloutMinClocks = 16;      // of one product: reading 64 rows from shared memory (est.)
 inline constexpr int kRolloutTileClocks = 1000;   // of fetching and finishing a patch beside its products (est.)
 
-// wgrad: one producer warpgroup, one consumer warpgroup per row of the 3x3 filter. A tile is 64 by 64 channels, all
-// taps.
-inline constexpr int kWgradThreads = 4 * kWarpgroup;
-inline constexpr int kWgradPositions = 128;  // of one buffer
-inline constexpr int kWgradMaxBuffers = 4;
-inline constexpr int kWgradMinBuffers = 2;  // a buffer is returned when the next has been multiplied
-inline constexpr int kWgradSumBuffers = 5;  // what adding to a partial sum costs, in buffers' products (est.)
-inline constexpr int kWgradProducerRegisters = 40;
-inline constexpr int kWgradConsumerRegisters = 152;
+// weight_gradient: one producer warpgroup, one consumer warpgroup per row of the 3x3 filter. A tile is 64 by 64
+// channels, all taps.
+inline constexpr int kWeightGradientThreads = 4 * kWarpgroup;
+inline constexpr int kWeightGradientPositions = 128;  // of one buffer
+inline constexpr int kWeightGradientMaxBuffers = 4;
+inline constexpr int kWeightGradientMinBuffers = 2;  // a buffer is returned when the next has been multiplied
+inline constexpr int kWeightGradientSumBuffers = 5;  // what adding to a partial sum costs, in buffers' products (est.)
+inline constexpr int kWeightGradientProducerRegisters = 40;
+inline constexpr int kWeightGradientConsumerRegisters = 152;
 
 }  // namespace rdk::cuda

@@ -82,7 +82,7 @@ class CudaBackend:
                 return f"it counts pixels in 32 bits, and {maps} are too many"
             fits = self.kernels.conv_plan(problem.shape, dilation, multiprocessors).buffers > 0
             if problem.needs_grad:
-                fits = fits and self.kernels.wgrad_plan(problem.shape, dilation, multiprocessors).buffers > 0
+                fits = fits and self.kernels.weight_gradient_plan(problem.shape, dilation, multiprocessors).buffers > 0
             if not fits:
                 return f"a row of {w} pixels at dilation {dilation} does not fit in shared memory with its neighbours"
         return None
@@ -102,7 +102,7 @@ class CudaBackend:
             maps += stages + 2 if problem.norm else 0
         sums = 0
         if problem.needs_grad:
-            plan = self.kernels.wgrad_plan(
+            plan = self.kernels.weight_gradient_plan(
                 problem.shape, problem.stages[0].dilation, self.kernels.multiprocessors(problem.device)
             )
             splits = 4 * plan.splits * plan.channel_tiles**2 * TAPS * ROWS**2

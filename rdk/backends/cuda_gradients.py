@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients
-from rdk.backends.cuda_kernels import Kernels, aligned, weight_gradient
+from rdk.backends.cuda_kernels import Kernels, aligned, sum_of_partials
 from rdk.backends.eager import EagerGradients
 from rdk.backends.layout import empty_maps
 
@@ -130,11 +130,11 @@ class CudaGradients(EagerGradients):
         if self.needs.weights[index]:
             number = index % len(call.problem.stages)
             dilation = call.problem.stages[number].dilation
-            partials = self.kernels.wgrad(grads, entering, dilation, self.partials.get(index))
+            partials = self.kernels.weight_gradient(grads, entering, dilation, self.partials.get(index))
             if call.problem.tied:
                 self.partials[index] = partials
             else:  # no other iteration adds to it
-                self._add("weights", index, weight_gradient(partials, call.problem.channels))
+                self._add("weights", index, sum_of_partials(partials, call.problem.channels))
         if call.biases and self.needs.biases[index]:
             for grad in grads:
                 self._add("biases", index, grad.sum((0, 2, 3), dtype=torch.float32))
@@ -142,5 +142,5 @@ class CudaGradients(EagerGradients):
     def finish(self) -> ParameterGradients:
         while self.partials:
             index, partials = self.partials.popitem()
-            self._add("weights", index, weight_gradient(partials, self.call.problem.channels))
+            self._add("weights", index, sum_of_partials(partials, self.call.problem.channels))
         return super().finish()

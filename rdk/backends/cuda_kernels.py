@@ -33,7 +33,7 @@ class ConvPlan(NamedTuple):
     blocks: int
 
 
-class WgradPlan(NamedTuple):
+class WeightGradientPlan(NamedTuple):
     """How the weight gradient is split: see csrc/cuda/plan.h."""
 
     buffers: int  # of the ring in shared memory; 0 where the map's halo does not fit
@@ -64,7 +64,7 @@ class Kernels:
         self.namespace, self.device_type = namespace, device_type
         self._multiprocessors = multiprocessors
         self.conv_plan = lru_cache(maxsize=1024)(self._conv_plan)
-        self.wgrad_plan = lru_cache(maxsize=1024)(self._wgrad_plan)
+        self.weight_gradient_plan = lru_cache(maxsize=1024)(self._weight_gradient_plan)
         self.resident_plan = lru_cache(maxsize=1024)(self._resident_plan)
         self.residual_plan = lru_cache(maxsize=1024)(self._residual_plan)
         self.rollout_plan = lru_cache(maxsize=1024)(self._rollout_plan)
@@ -85,9 +85,9 @@ class Kernels:
         n, c, h, w = shape
         return ConvPlan(*self.ops.cuda_conv_plan(n, c, h, w, dilation, multiprocessors))
 
-    def _wgrad_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> WgradPlan:
+    def _weight_gradient_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> WeightGradientPlan:
         n, c, h, w = shape
-        return WgradPlan(*self.ops.cuda_wgrad_plan(n, c, h, w, dilation, multiprocessors))
+        return WeightGradientPlan(*self.ops.cuda_weight_gradient_plan(n, c, h, w, dilation, multiprocessors))
 
     def _resident_plan(self, shape: tuple[int, ...], dilation: int, multiprocessors: int) -> ResidentPlan:
         n, c, h, w = shape
@@ -301,17 +301,17 @@ class Kernels:
             [stage.skip is not None for stage in stages],
         )
 
-    def wgrad(
+    def weight_gradient(
         self, grads: Sequence[Tensor], states: Sequence[Tensor], dilation: int, partials: Tensor | None
     ) -> Tensor:
         """Adds the weight gradient of len(grads) convolutions to partials, which are made where they are None."""
         multiprocessors = self.multiprocessors(grads[0].device)
         accumulate = partials is not None
         if partials is None:
-            plan = self.wgrad_plan(tuple(grads[0].shape), dilation, multiprocessors)
+            plan = self.weight_gradient_plan(tuple(grads[0].shape), dilation, multiprocessors)
             shape = (plan.splits, plan.channel_tiles, plan.channel_tiles, TAPS, ROWS, ROWS)
             partials = grads[0].new_empty(shape, dtype=torch.float32)
-        self.ops.cuda_wgrad(list(grads), list(states), dilation, accumulate, multiprocessors, partials)
+        self.ops.cuda_weight_gradient(list(grads), list(states), dilation, accumulate, multiprocessors, partials)
         return partials
 
 
@@ -334,7 +334,7 @@ def aligned(maps: Tensor) -> Tensor:
     return maps if maps.data_ptr() % 16 == 0 else maps.clone()
 
 
-def weight_gradient(partials: Tensor, channels: int) -> Tensor:
+def sum_of_partials(partials: Tensor, channels: int) -> Tensor:
     """(C, C, 3, 3) in float32 from the splits' partial sums, added in order."""
     tiles = partials.shape[1]
     summed = partials.sum(0)  # (tiles out, tiles in, 9, 64 out, 64 in)

@@ -189,16 +189,25 @@ static_assert(conv_plan(128, 512, {16, 16, 1}, 132).buffers >= 3);
 // what the warpgroups of a block ask for is what it was launched with: 65,536 registers, a multiple of 8 per thread
 constexpr int launched_registers(int threads) { return 65536 / threads / 8 * 8 * (threads / kWarpgroup); }
 static_assert(kConvProducerRegisters + 2 * kConvConsumerRegisters <= launched_registers(kConvThreads) &&
-              kWgradProducerRegisters + 3 * kWgradConsumerRegisters <= launched_registers(kWgradThreads) &&
+              kWeightGradientProducerRegisters + 3 * kWeightGradientConsumerRegisters <=
+                  launched_registers(kWeightGradientThreads) &&
               kResidualCarrierRegisters + 2 * kResidualConsumerRegisters <= launched_registers(kResidualThreads));
 
 int main() {
-  const std::map<const char*, void (*)()> checks = {
-      {"dividers", dividers},           {"positions", positions},           {"shared_maps", shared_maps},
-      {"descriptors", descriptors},     {"packed_weights", packed_weights}, {"fragments", fragments},
-      {"conv_plans", conv_plans},       {"resident_plans", resident_plans}, {"wgrad_plans", wgrad_plans},
-      {"sub_grids", sub_grids},         {"residual_plans", residual_plans}, {"patches", patches},
-      {"rollout_plans", rollout_plans}, {"wide_halos", wide_halos}};
+  const std::map<const char*, void (*)()> checks = {{"dividers", dividers},
+                                                    {"positions", positions},
+                                                    {"shared_maps", shared_maps},
+                                                    {"descriptors", descriptors},
+                                                    {"packed_weights", packed_weights},
+                                                    {"fragments", fragments},
+                                                    {"conv_plans", conv_plans},
+                                                    {"resident_plans", resident_plans},
+                                                    {"weight_gradient_plans", weight_gradient_plans},
+                                                    {"sub_grids", sub_grids},
+                                                    {"residual_plans", residual_plans},
+                                                    {"patches", patches},
+                                                    {"rollout_plans", rollout_plans},
+                                                    {"wide_halos", wide_halos}};
   for (const auto& [name, check] : checks) {
     under_test = name;
     check();

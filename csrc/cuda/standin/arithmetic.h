@@ -25,7 +25,7 @@ void conv_plans();
 void wide_halos();
 void resident_plans();
 void residual_plans();
-void wgrad_plans();
+void weight_gradient_plans();
 void rollout_plans();
 
 }  // namespace rdk::cuda::arithmetic

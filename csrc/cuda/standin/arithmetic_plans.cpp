@@ -45,7 +45,7 @@ void conv_plans() {
 void wide_halos() {
   for (const PaddedGrid& grid : {PaddedGrid{1, 131072, 64}, {8, 8, 5000}, {1, 32, 4017}, {1, 1, 46000}}) {
     expect(conv_plan(1, 32, grid, 132).buffers == 0, "conv", grid.width, grid.dilation);
-    expect(wgrad_plan(1, 32, grid, 132).buffers == 0, "wgrad", grid.width, grid.dilation);
+    expect(weight_gradient_plan(1, 32, grid, 132).buffers == 0, "weight_gradient", grid.width, grid.dilation);
     expect(resident_plan(1, 32, grid, 132).refusal != nullptr, "resident", grid.width, grid.dilation);
     const Patches maps{grid.height, grid.width};
     expect(residual_plan(1, 32, grid.height, grid.width, grid.dilation, grid.dilation, 132).refusal == nullptr ||
@@ -133,25 +133,26 @@ void residual_plans() {
         }
 }
 
-void wgrad_plans() {
+void weight_gradient_plans() {
   for (int images : {1, 5, 128})
     for (int channels : {16, 64, 144, 512})
       for (int size : {5, 16, 28}) {
         const PaddedGrid grid{size, size, 1};
-        const WgradPlan plan = wgrad_plan(images, channels, grid, 132);
-        expect(plan.buffers >= 2 && wgrad_layout(plan.slots, plan.buffers).total <= kSharedBytes, "fits", images,
-               channels, size);
-        expect(static_cast<int64_t>(plan.blocks_per_pair) * kWgradPositions >=
+        const WeightGradientPlan plan = weight_gradient_plan(images, channels, grid, 132);
+        expect(plan.buffers >= 2 && weight_gradient_layout(plan.slots, plan.buffers).total <= kSharedBytes, "fits",
+               images, channels, size);
+        expect(static_cast<int64_t>(plan.blocks_per_pair) * kWeightGradientPositions >=
                    static_cast<int64_t>(images) * grid.period(),
                "covers all positions");
-        expect(plan.slots >= kWgradPositions + 2 * grid.halo(), "halo");
+        expect(plan.slots >= kWeightGradientPositions + 2 * grid.halo(), "halo");
         for (int pairs : {1, 8}) {
           int next = 0;
           for (int split = 0; split < plan.splits; ++split) {
-            expect(wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split) == next, "shares follow each other");
-            next = wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split + 1);
-            expect(next > wgrad_share(pairs * plan.blocks_per_pair, plan.splits, split), "no share is empty", images,
-                   channels, size);
+            expect(weight_gradient_share(pairs * plan.blocks_per_pair, plan.splits, split) == next,
+                   "shares follow each other");
+            next = weight_gradient_share(pairs * plan.blocks_per_pair, plan.splits, split + 1);
+            expect(next > weight_gradient_share(pairs * plan.blocks_per_pair, plan.splits, split), "no share is empty",
+                   images, channels, size);
           }
           expect(next == pairs * plan.blocks_per_pair, "shares cover everything");
         }
@@ -167,26 +168,29 @@ void wgrad_plans() {
                                                                         {768, 72},
                                                                         {896, 98},
                                                                         {1024, 96}}) {
-    const WgradPlan plan = wgrad_plan(128, channels, {28, 28, 1}, 132);
+    const WeightGradientPlan plan = weight_gradient_plan(128, channels, {28, 28, 1}, 132);
     const int tiles = plan.channel_tiles * plan.channel_tiles, blocks = tiles * plan.splits;
     expect(100 * blocks / (ceil_div(blocks, 132) * 132) >= filled, "multiprocessors idle", channels, plan.splits);
     expect((plan.splits - 1) * tiles < 2 * 132, "too many partial sums", channels, plan.splits);
     for (int splits = 1; (splits - 1) * tiles < 2 * 132; ++splits)
-      expect(wgrad_cost(plan, plan.splits, 132) * splits <= wgrad_cost(plan, splits, 132) * plan.splits, "cheapest",
-             channels, splits);
+      expect(weight_gradient_cost(plan, plan.splits, 132) * splits <=
+                 weight_gradient_cost(plan, splits, 132) * plan.splits,
+             "cheapest", channels, splits);
   }
-  expect(wgrad_plan(0, 64, {8, 8, 1}, 132).splits == 1, "one partial sum where there are no pixels");
+  expect(weight_gradient_plan(0, 64, {8, 8, 1}, 132).splits == 1, "one partial sum where there are no pixels");
   // a consumer returns a buffer when it has the next: a ring of one would stand still
   for (int dilation : {1, 2, 4, 16})
     for (int width = 1; width < 700; ++width) {
       const PaddedGrid grid{3, width, dilation};
-      const WgradPlan plan = wgrad_plan(1, 64, grid, 132);
-      const int slots = odd_slots(kWgradPositions + 2 * grid.halo());
+      const WeightGradientPlan plan = weight_gradient_plan(1, 64, grid, 132);
+      const int slots = odd_slots(kWeightGradientPositions + 2 * grid.halo());
       if (plan.buffers > 0) {
-        expect(plan.buffers >= kWgradMinBuffers && wgrad_layout(slots, plan.buffers).total <= kSharedBytes, "buffers",
-               width, dilation, plan.buffers);
+        expect(plan.buffers >= kWeightGradientMinBuffers &&
+                   weight_gradient_layout(slots, plan.buffers).total <= kSharedBytes,
+               "buffers", width, dilation, plan.buffers);
       } else {
-        expect(wgrad_layout(slots, kWgradMinBuffers).total > kSharedBytes, "refused without need", width, dilation);
+        expect(weight_gradient_layout(slots, kWeightGradientMinBuffers).total > kSharedBytes, "refused without need",
+               width, dilation);
       }
     }
 }

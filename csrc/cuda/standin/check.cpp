@@ -155,8 +155,9 @@ const char* reverse_case(const Problem& problem, int iterations, int multiproces
 }
 
 // Two runs of pairs into the same partial sums.
-const char* wgrad_case(const Problem& problem, int pairs, int multiprocessors) {
-  const WgradPlan plan = wgrad_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
+const char* weight_gradient_case(const Problem& problem, int pairs, int multiprocessors) {
+  const WeightGradientPlan plan =
+      weight_gradient_plan(problem.images, problem.channels, problem.grid(), multiprocessors);
   const int channels = problem.channels, tiles = plan.channel_tiles * plan.channel_tiles;
   std::vector<float> partials(static_cast<size_t>(plan.splits) * tiles * kTaps * kRows * kRows, __builtin_nanf(""));
   std::vector<double> expected(static_cast<size_t>(channels) * channels * kTaps, 0.0);
@@ -171,12 +172,13 @@ const char* wgrad_case(const Problem& problem, int pairs, int multiprocessors) {
     }
     for (int pair = pairs - 2; pair >= 0; --pair)
       earlier_states.insert(earlier_states.end(), states[pair].begin(), states[pair].end());
-    WgradParams p = wgrad_params(plan, problem.images, channels, problem.grid());
+    WeightGradientParams p = weight_gradient_params(plan, problem.images, channels, problem.grid());
     p.grad_first = grads[0].data(), p.grad = later_grads.data(), p.grad_stride = elements;
     p.state_last = states[pairs - 1].data(), p.state_stride = -elements;
     p.state = pairs > 1 ? earlier_states.data() + (pairs - 2) * elements : nullptr;
     p.partials = partials.data(), p.pairs = pairs, p.accumulate = run;
-    const char* error = problem.bf16 ? launch_wgrad_bf16(p, nullptr) : launch_wgrad_fp16(p, nullptr);
+    const char* error =
+        problem.bf16 ? launch_weight_gradient_bf16(p, nullptr) : launch_weight_gradient_fp16(p, nullptr);
     if (error != nullptr) return error;
     for (int pair = 0; pair < pairs; ++pair)
       for (int image = 0; image < problem.images; ++image)
@@ -213,10 +215,10 @@ const char* wgrad_case(const Problem& problem, int pairs, int multiprocessors) {
 }
 
 // The widest map that the plan takes, where the ring has the fewest buffers.
-const char* widest_wgrad_case(int dilation) {
+const char* widest_weight_gradient_case(int dilation) {
   Problem problem{1, 16, 3, 1, dilation};
-  while (wgrad_plan(1, 16, {3, problem.width + 1, dilation}, 1).buffers > 0) ++problem.width;
-  return wgrad_case(problem, 1, 1);
+  while (weight_gradient_plan(1, 16, {3, problem.width + 1, dilation}, 1).buffers > 0) ++problem.width;
+  return weight_gradient_case(problem, 1, 1);
 }
 
 const char* run_case(const std::string& name) {
@@ -234,12 +236,12 @@ const char* run_case(const std::string& name) {
   if (name == "reverse_1") return reverse_case({2, 32, 6, 7, 1}, 1, 2);
   if (name == "reverse_2") return reverse_case({1, 48, 17, 18, 1, false}, 2, 1);
   if (name == "reverse_5") return reverse_case({3, 64, 10, 9, 1}, 5, 2);
-  if (name == "wgrad_1") return wgrad_case({3, 32, 6, 7, 1}, 1, 2);
-  if (name == "wgrad_2") return wgrad_case({1, 16, 30, 5, 1}, 2, 3);
-  if (name == "wgrad_5") return wgrad_case({2, 80, 9, 8, 2, false}, 5, 9);
-  if (name == "wgrad_ring") return wgrad_case({4, 64, 17, 16, 1}, 3, 1);
-  if (name == "wgrad_widest") return widest_wgrad_case(1);
-  if (name == "wgrad_widest_dilated") return widest_wgrad_case(4);
+  if (name == "weight_gradient_1") return weight_gradient_case({3, 32, 6, 7, 1}, 1, 2);
+  if (name == "weight_gradient_2") return weight_gradient_case({1, 16, 30, 5, 1}, 2, 3);
+  if (name == "weight_gradient_5") return weight_gradient_case({2, 80, 9, 8, 2, false}, 5, 9);
+  if (name == "weight_gradient_ring") return weight_gradient_case({4, 64, 17, 16, 1}, 3, 1);
+  if (name == "weight_gradient_widest") return widest_weight_gradient_case(1);
+  if (name == "weight_gradient_widest_dilated") return widest_weight_gradient_case(4);
   if (name.starts_with("residual")) return residual_case(name);
   if (name.starts_with("rollout")) return rollout_case(name);
   return "no such case";

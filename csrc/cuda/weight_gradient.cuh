@@ -1,5 +1,5 @@
 // The weight gradient of a 3x3 convolution over a run of iterations: one GEMM with the pixels as K; launched by
-// wgrad_bf16.cu and wgrad_fp16.cu.
+// weight_gradient_bf16.cu and weight_gradient_fp16.cu.
 //
 // A tile is 64 output by 64 input channels and all nine taps; a consumer warpgroup holds the three taps of one filter
 // row. Both operands lie as [channel / 8][position][8], so positions are K and the taps are shifted starts of the same
@@ -15,18 +15,18 @@
 namespace rdk::cuda {
 
 template <class T>
-struct WgradKernel {
+struct WeightGradientKernel {
   struct Memory {  // addresses in shared memory
     uint32_t ring, buffer_bytes, full, empty;
     int grad_slots;
 
-    RDK_DEVICE Memory(const WgradParams& p) {
-      const WgradLayout layout = wgrad_layout(p.slots, p.buffers);
+    RDK_DEVICE Memory(const WeightGradientParams& p) {
+      const WeightGradientLayout layout = weight_gradient_layout(p.slots, p.buffers);
       ring = shared_base();
       buffer_bytes = static_cast<uint32_t>(layout.buffer_bytes);
       full = ring + static_cast<uint32_t>(layout.barriers);
-      empty = full + 8 * kWgradMaxBuffers;
-      grad_slots = odd_slots(kWgradPositions);
+      empty = full + 8 * kWeightGradientMaxBuffers;
+      grad_slots = odd_slots(kWeightGradientPositions);
     }
     RDK_DEVICE uint32_t grad(int buffer) const { return ring + static_cast<uint32_t>(buffer) * buffer_bytes; }
     RDK_DEVICE uint32_t state(int buffer) const {
@@ -38,18 +38,18 @@ struct WgradKernel {
   struct Work {
     int out_channel, in_channel, first, last;
 
-    RDK_DEVICE Work(const WgradParams& p) {
+    RDK_DEVICE Work(const WeightGradientParams& p) {
       const int tiles = p.channel_tiles * p.channel_tiles;
       const int tile = block_index() % tiles;
       const int split = block_index() / tiles;
       out_channel = tile / p.channel_tiles * kRows;
       in_channel = tile % p.channel_tiles * kRows;
-      first = wgrad_share(p.pairs * p.blocks_per_pair, p.splits, split);
-      last = wgrad_share(p.pairs * p.blocks_per_pair, p.splits, split + 1);
+      first = weight_gradient_share(p.pairs * p.blocks_per_pair, p.splits, split);
+      last = weight_gradient_share(p.pairs * p.blocks_per_pair, p.splits, split + 1);
     }
   };
 
-  static RDK_DEVICE void kernel(const WgradParams& p) {
+  static RDK_DEVICE void kernel(const WeightGradientParams& p) {
     const Memory memory(p);
     if (thread_index() == 0) {
       for (int buffer = 0; buffer < p.buffers; ++buffer) {
@@ -58,32 +58,32 @@ struct WgradKernel {
       }
       fence_mbarrier_init();
     }
-    barrier_sync(0, kWgradThreads);
+    barrier_sync(0, kWeightGradientThreads);
     const Work work(p);
     if (thread_index() < kWarpgroup) {
-      fewer_registers<kWgradProducerRegisters>();
+      fewer_registers<kWeightGradientProducerRegisters>();
       produce(p, memory, work);
     } else {
-      more_registers<kWgradConsumerRegisters>();
+      more_registers<kWeightGradientConsumerRegisters>();
       consume(p, memory, work);
     }
   }
 
-  static RDK_DEVICE const void* grad_of(const WgradParams& p, int pair) {
+  static RDK_DEVICE const void* grad_of(const WeightGradientParams& p, int pair) {
     return pair == 0 ? p.grad_first : halves_at(p.grad, (pair - 1) * p.grad_stride);
   }
-  static RDK_DEVICE const void* state_of(const WgradParams& p, int pair) {
+  static RDK_DEVICE const void* state_of(const WeightGradientParams& p, int pair) {
     return pair == p.pairs - 1 ? p.state_last : halves_at(p.state, pair * p.state_stride);
   }
 
-  static RDK_DEVICE void produce(const WgradParams& p, const Memory& memory, const Work& work) {
+  static RDK_DEVICE void produce(const WeightGradientParams& p, const Memory& memory, const Work& work) {
     Filling ring{memory.full, memory.empty, p.buffers};
     for (int block = work.first; block < work.last; ++block) {
       const int pair = block / p.blocks_per_pair;
-      const int position = (block - pair * p.blocks_per_pair) * kWgradPositions;
+      const int position = (block - pair * p.blocks_per_pair) * kWeightGradientPositions;
       ring.begin();
       const uint32_t grad = memory.grad(ring.turn.buffer), state = memory.state(ring.turn.buffer);
-      gather(p, grad, memory.grad_slots, grad_of(p, pair), position, kWgradPositions, work.out_channel);
+      gather(p, grad, memory.grad_slots, grad_of(p, pair), position, kWeightGradientPositions, work.out_channel);
       gather(p, state, p.slots, state_of(p, pair), position - p.grid.halo(), p.slots, work.in_channel);
       ring.end();
     }
@@ -91,8 +91,8 @@ struct WgradKernel {
   }
 
   // 64 channels of `count` positions from `first` on; 8 neighbouring lanes take the 128 contiguous bytes of one pixel.
-  static RDK_DEVICE void gather(const WgradParams& p, uint32_t to, int slots, const void* map, int first, int count,
-                                int channels_from) {
+  static RDK_DEVICE void gather(const WeightGradientParams& p, uint32_t to, int slots, const void* map, int first,
+                                int count, int channels_from) {
     const int chunk = thread_index() % 8;
     const int channel = channels_from + 8 * chunk;
     for (int slot = thread_index() / 8; slot < count; slot += kWarpgroup / 8) {
@@ -103,12 +103,12 @@ struct WgradKernel {
     }
   }
 
-  static RDK_DEVICE void consume(const WgradParams& p, const Memory& memory, const Work& work) {
+  static RDK_DEVICE void consume(const WeightGradientParams& p, const Memory& memory, const Work& work) {
     const int row = thread_index() / kWarpgroup - 1;  // of the filter
     float left[kRows / 2] = {}, middle[kRows / 2] = {}, right[kRows / 2] = {};
     // positions are K and lie 16 bytes apart: 8 of them are 128 bytes along K, a chunk of channels is one along M or N
     const uint64_t a_fields = descriptor(0, 8 * kUnit, static_cast<uint32_t>(kUnit * memory.grad_slots));
-#if defined(RDK_BREAK_WGRAD_STRIDES)
+#if defined(RDK_BREAK_WEIGHT_GRADIENT_STRIDES)
     const uint64_t b_fields = descriptor(0, static_cast<uint32_t>(kUnit * p.slots), 8 * kUnit);
 #else
     const uint64_t b_fields = descriptor(0, 8 * kUnit, static_cast<uint32_t>(kUnit * p.slots));
@@ -125,7 +125,7 @@ struct WgradKernel {
       uint32_t b = descriptor_start(memory.state(turn.buffer));
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < kWgradPositions / 16; ++k) {
+      for (int k = 0; k < kWeightGradientPositions / 16; ++k) {
         wgmma<T, kRows, true>(left, a_fields | a, b_fields | (b + tap[0]));
         wgmma<T, kRows, true>(middle, a_fields | a, b_fields | (b + tap[1]));
         wgmma<T, kRows, true>(right, a_fields | a, b_fields | (b + tap[2]));
@@ -166,16 +166,17 @@ struct WgradKernel {
 };
 
 template <class T>
-RDK_KERNEL(kWgradThreads)
-wgrad_kernel(RDK_PARAMS WgradParams p) {
-  WgradKernel<T>::kernel(p);
+RDK_KERNEL(kWeightGradientThreads)
+weight_gradient_kernel(RDK_PARAMS WeightGradientParams p) {
+  WeightGradientKernel<T>::kernel(p);
 }
 
 // Starts the kernel; returns nullptr or what went wrong.
 template <class T>
-const char* launch_wgrad(const WgradParams& p, void* stream) {
+const char* launch_weight_gradient(const WeightGradientParams& p, void* stream) {
   const int blocks = p.splits * p.channel_tiles * p.channel_tiles;
-  return launch(wgrad_kernel<T>, blocks, kWgradThreads, wgrad_layout(p.slots, p.buffers).total, stream, p);
+  return launch(weight_gradient_kernel<T>, blocks, kWeightGradientThreads,
+                weight_gradient_layout(p.slots, p.buffers).total, stream, p);
 }
 
 }  // namespace rdk::cuda
