@@ -35,7 +35,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "W6": {"cls": R, "channels": 128, "iterations": 2, "shape": (2, 128, 32, 32), "recall": True, "inject": True},
     "W7": {"cls": R, "channels": 512, "iterations": 1, "shape": (1, 512, 28, 28)},
 }
-# tiles that neither those nor the stand-in's cases reach, and a ring of two stages
+# tiles that neither those nor the stand-in's cases reach, and a ring of two buffers
 TILES: dict[str, dict[str, Any]] = {
     "conv of 64 rows, 512 positions": {
         "cls": C,

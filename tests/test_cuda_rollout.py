@@ -145,9 +145,12 @@ def test_on_a_gpu(name: str, multiprocessors: int | None) -> None:
         pytest.skip(reason)
     module, inputs = pair(**(CASES | WHOLE)[name])
     plain = plain_eager(module)
+    there = {key: given.cuda() for key, given in inputs.items()}
     with replaced_by(CudaBackend(Kernels(multiprocessors=multiprocessors))):
-        got = run(module.cuda(), {key: given.cuda() for key, given in inputs.items()}).cpu()
-    assert_right(got, plain, inputs)
+        got, states = run(module.cuda(), there), run(module, there, return_states=True)
+    assert_right(got.cpu(), plain, inputs)
+    assert_right(states.cpu(), plain, inputs, return_states=True)
+    assert torch.equal(states[-1], got)
 
 
 def test_cases_on_a_gpu_reach_every_tile(standin: CudaBackend) -> None:
@@ -160,11 +163,13 @@ def test_cases_on_a_gpu_reach_every_tile(standin: CudaBackend) -> None:
     assert rows == {16, 32, 64}
 
 
-def assert_right(got: Tensor, module: Any, inputs: dict[str, Tensor]) -> None:
-    """As near to float64 as eager in the same type, or nearly."""
-    exact = run(plain_eager(module).double(), {key: given.double() for key, given in inputs.items()})
-    eager = run(plain_eager(module), inputs)
-    assert relative(got, exact) <= max(1.5 * relative(eager, exact), 4 * UNIT[got.dtype])
+def assert_right(got: Tensor, module: Any, inputs: dict[str, Tensor], **kw: Any) -> None:
+    """As near to float64 as eager in the same type, or nearly; with return_states, every state."""
+    exact = run(plain_eager(module).double(), {key: given.double() for key, given in inputs.items()}, **kw)
+    eager = run(plain_eager(module), inputs, **kw)
+    many = kw.get("return_states", False)
+    for one, right, plain in zip(*((t if many else t[None]) for t in (got, exact, eager)), strict=True):
+        assert relative(one, right) <= max(1.5 * relative(plain, right), 4 * UNIT[got.dtype])
 
 
 @pytest.mark.parametrize("name", ["residual", "recall"])
@@ -172,6 +177,7 @@ def test_states_and_several_launches(name: str, launches: list[int], monkeypatch
     module, inputs = pair(**CASES[name])
     last, states = run(module, inputs), run(module, inputs, return_states=True)
     assert launches == [4, 4]
+    assert_right(states, module, inputs, return_states=True)
     monkeypatch.setattr(cuda_backend, "MAX_LAUNCH_ITERATIONS", 3)
     assert torch.equal(run(module, inputs), last)
     assert launches[2:] == [3, 1]
