@@ -27,6 +27,12 @@ def iterations_and_start(iterations: Any, start: Any, owner: str) -> None:
             raise ValueError(f"{owner}: {name} must not be negative, got {value}.")
 
 
+def boolean(value: Any, name: str, owner: str) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r} of type {type(value).__name__}.")
+
+
 def positive(value: Any, name: str, owner: str) -> None:
     """Raises TypeError for what is no integer and ValueError for one below 1."""
     if isinstance(value, bool) or not isinstance(value, int):

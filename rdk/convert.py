@@ -378,6 +378,12 @@ class PlainNetwork(nn.Module):
 
 
 def _plain_layer(weight: nn.Parameter, bias: nn.Parameter | None, dilation: int) -> nn.Module:
+    for tensor in (weight, bias):
+        if tensor is not None and not isinstance(tensor, nn.Parameter):
+            raise ValueError(
+                "rdk.to_modules: a weight or bias of the module is computed from other parameters, which plain layers would not "
+                "do; take that off first (remove_parametrizations, prune.remove, remove_weight_norm)."
+            )
     width = weight.shape[0]
     if weight.dim() == 2:
         layer: nn.Module = nn.Linear(width, width, bias=bias is not None, device="meta")
@@ -391,7 +397,7 @@ def to_modules(module: Recurrent) -> PlainNetwork:
     """The plain PyTorch network that computes the same as `module` at its own number of iterations.
 
     It holds the very parameters and norms of the module (copy.deepcopy separates them), and the module's load_state_dict
-    takes its state_dict. Raises TypeError for what is no rdk module.
+    takes its state_dict. Raises TypeError for what is no rdk module, ValueError for weights computed from other parameters.
     """
     if not isinstance(module, Recurrent):
         raise TypeError(f"rdk.to_modules: expected an rdk module, got {type(module).__name__}.")

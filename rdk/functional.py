@@ -186,6 +186,7 @@ def prepare(
     """Every check of the arguments, autocast's cast, (rows, F) for a linear state, and the lists in the operator's order."""
     checks.iterations_and_start(iterations, start, owner)
     checks.stages(stages, Stage, owner)
+    checks.boolean(return_states, "return_states", owner)
     kind, amount = checks.checkpoint(checkpoint, memory_budget, owner)
     checks.state(x, stages[0].first_weight(), owner)
     if inject is not None:

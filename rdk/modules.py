@@ -100,6 +100,8 @@ class Recurrent(nn.Module):
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
         found = []
         for stage, (dilation, relu, skip) in zip(self.stages, self._arrangement, strict=True):
+            if stage._forward_pre_hooks or not self.tied:
+                _recompute_weights(stage)
             found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
         return found
 
@@ -143,6 +145,16 @@ class Recurrent(nn.Module):
         if self.backend != "auto":
             shown.append(f"backend={self.backend!r}")
         return shown
+
+
+def _recompute_weights(stage: nn.Module) -> None:
+    """Computes anew what prune, weight_norm and spectral_norm of torch.nn.utils would, were the stage called: the weight from the
+    parameters behind it. No other hook is run."""
+    for part in (stage, stage.weight, stage.bias):  # untied, the last two are ParameterLists
+        if isinstance(part, nn.Module):
+            for hook in part._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):
+                    hook(part, ())  # type: ignore[call-arg, arg-type]
 
 
 def _dilations(dilation: int | Sequence[int], stages: int, owner: str) -> list[int]:

@@ -26,6 +26,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (X, {"start": -2}, ValueError, "start must not be negative, got -2"),
     (X, {"inject": torch.zeros(2, 4, 5, 4)}, ValueError, r"shape \(2, 4, 5, 5\), got \(2, 4, 5, 4\)"),
     (X, {"inject": 3}, TypeError, "inject must be a torch.Tensor, got int"),
+    (X, {"return_states": "yes"}, TypeError, "return_states must be True or False, got 'yes' of type str"),
 ]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import rdk
 from rdk.testing import relative
@@ -173,3 +175,48 @@ def test_checkpointed_backward_passes_gradcheck(kw: dict[str, Any]) -> None:
             norm.momentum = 0.0
     x = torch.randn(2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a: module(a, return_states=True), (x,))
+
+
+def pruned(part: nn.Module, name: str) -> None:
+    prune.l1_unstructured(part, name, 0.5)
+
+
+def normed(part: nn.Module, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(part, name)
+
+
+def spectral(part: nn.Module, name: str) -> None:
+    nn.utils.spectral_norm(part, name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("apply", [pruned, normed, spectral, nn.utils.parametrizations.weight_norm])
+def test_weights_computed_from_others_follow_them(apply: Any, tied: bool) -> None:
+    """prune, weight_norm and spectral_norm compute a weight in a hook before each call; a stage is never called."""
+    torch.manual_seed(0)
+    module = rdk.RecurrentConv(4, 3, tied=tied).double()
+    stage = module.stages[0]
+    if tied:
+        apply(stage, "weight")
+    else:
+        for name in ("0", "1", "2"):
+            apply(stage.weight, name)
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        rdk.to_modules(module)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    module(x).sum().backward()
+    behind = [parameter for name, parameter in module.named_parameters() if "bias" not in name]
+    assert behind and all(parameter.grad is not None for parameter in behind)
+    before = module(x)
+    with torch.no_grad():
+        for parameter in behind:
+            parameter.add_(torch.randn_like(parameter))
+    after = module.eval()(x)  # in evaluation spectral_norm keeps its vectors
+    state = x
+    for iteration in range(3):
+        weight = stage.weight if tied else getattr(stage.weight, str(iteration))
+        bias = stage.bias if tied else stage.bias[iteration]
+        state = torch.relu(torch.conv2d(state, weight, bias, padding=1))
+    assert relative(after, before) > 1e-2 and relative(after, state) < 1e-12
