@@ -18,6 +18,8 @@ PACKAGES = ("pytest", "hypothesis")
 NOT_RUN = "not run"
 # seconds without a word after which a test counts as hanging: the first use of a kernel compiles it
 QUIET = 45.0
+LATE, UNREACHED = "under way when the time was over", "not reached in time"
+UNFINISHED = "unfinished"  # a status: the next run of the command tests again
 LEAST = 10.0  # seconds in which a process has not even collected the tests
 
 # after one of these a CUDA context is of no use: every later test of the process fails as well
@@ -41,6 +43,8 @@ def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
         counts = Counter(found.values())
         broken = {name: what for name, what in found.items() if what not in ("passed", "skipped")}
         status = 1 if broken else 0 if counts["passed"] else 5
+        if set(broken.values()) & {LATE, UNREACHED}:
+            status = UNFINISHED
         result = ", ".join(f"{counts[what]} {what}" for what in sorted(counts)) or "no test was run"
         words = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.+)$", log.read_text(encoding="utf-8"), re.MULTILINE))
         failures = [f"{name}: {what}" + (f" ({words[name]})" if name in words else "") for name, what in broken.items()]
@@ -60,9 +64,9 @@ def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
 
 
 def files() -> list[str]:
-    """The files of tests that hold a test marked gpu, found by reading them."""
+    """The files of tests that hold a test marked gpu, found by reading them; those of the cuda backend, which are most, last."""
     mark = re.compile(r"pytest\.mark\.gpu\b")
-    found = sorted((ROOT / "tests").glob("test_*.py"))
+    found = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: ("cuda" in path.name, path.name))
     return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
 
 
@@ -88,11 +92,12 @@ def outcomes(where: list[str], log: Path, seconds: float) -> dict[str, str]:
         found |= kept
         if running is not None:
             late = end - time.monotonic() <= 0
-            found[running] = "under way when the time was over" if late else _ending(status)
+            found[running] = LATE if late else _ending(status)
         elif status not in (0, 1, 5) and not kept:
             found[" ".join(where)] = f"ended with pytest's status {status}"
         if not goes_on:
-            break
+            return found
+    found["tests behind these"] = UNREACHED
     return found
 
 

@@ -60,7 +60,9 @@ def build(folder: Path, log: Path, seconds: float) -> str | None:
         "--build-temp",
         str(folder / "temp"),
     ]
-    status = logged(command, log, seconds, RDK_BUILD="auto")
+    # ninja lies beside a python that was called by its path, without its environment
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    status = logged(command, log, seconds, RDK_BUILD="auto", PATH=path)
     if status is None:
         return f"building the compiled libraries took longer than {seconds:.0f} s and was stopped; see {log.name}"
     if status != 0:

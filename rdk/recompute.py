@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Problem, Store
-from rdk.backends.layout import channels_last, empty_maps, empty_outside, outside
+from rdk.backends.layout import aligned, channels_last, empty_maps, empty_outside, outside
 from rdk.checkpoint import Schedule, kept_maps, kept_positions, kept_states, segment_bounds, split
 
 
@@ -60,7 +60,7 @@ def backward(
 
 
 def _taken(backend: Backend, problem: Problem, maps: Tensor) -> Tensor:
-    return maps if backend.any_layout(problem) else channels_last(maps)
+    return maps if backend.any_layout(problem) else aligned(channels_last(maps))
 
 
 def _empty_states(backend: Backend, problem: Problem, x: Tensor) -> Tensor:

@@ -87,8 +87,9 @@ def tune(
     conv_tiles: Sequence[ConvTile] = CONV_TILES,
     weight_gradient_tiles: Sequence[WeightGradientTile] = WEIGHT_GRADIENT_TILES,
     report: Callable[[str], None] = print,
+    save: Callable[[Device], None] = lambda tuned: None,
 ) -> Device:
-    """`own` with the entry of every problem replaced by the fastest tile measured, in both lists."""
+    """`own` with the entry of every problem replaced by the fastest tile measured, in both lists; `save` gets it after each."""
     bench = Bench(own, device, timer, compiler, shared_limit, report)
     conv, weights = list(own.conv), list(own.weight_gradient)
     for problem in problems:
@@ -105,6 +106,7 @@ def tune(
             place = (outcome.entry.arithmetic, outcome.entry.channels, outcome.entry.pixels)
             entries[:] = [e for e in entries if (e.arithmetic, e.channels, e.pixels) != place] + [outcome.entry]
             entries.sort(key=lambda e: (e.arithmetic, e.channels, -e.pixels))
+        save(replace(own, conv=tuple(conv), weight_gradient=tuple(weights)))
     return replace(own, conv=tuple(conv), weight_gradient=tuple(weights))
 
 
@@ -175,14 +177,15 @@ def _timed(bench: Bench, run: Callable[[], None], out: Tensor, expected: Tensor)
     """A tile's time; None where it does not compile, asks for more than the device has, or is wrong."""
     from triton.errors import TritonError
 
-    out.fill_(torch.nan)
     try:
+        out.fill_(torch.nan)
         run()
+        # a launch does not wait, so a fault on the device shows here
+        distance = (out.double() - expected).norm() / expected.norm()
+        return bench.timer(run) if bool(distance <= TOLERANCE[out.dtype]) else None
     except (TritonError, RuntimeError) as error:  # a pass of the compiler that fails raises RuntimeError
         bench.report(f"  a tile does not run: {_first_line(error)}")
         return None
-    distance = (out.double() - expected).norm() / expected.norm()
-    return bench.timer(run) if bool(distance <= TOLERANCE[out.dtype]) else None
 
 
 def _fastest(
@@ -275,9 +278,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     problems = problems_of(chosen.channels, chosen.pixels, chosen.dtypes)
     shared_limit = driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    with torch.no_grad():
-        tuned = tune(start, device, problems, timer, compiler, shared_limit)
-    chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")
+
+    def save(tuned: Device) -> None:
+        chosen.output.write_text(written(configurations.devices(), tuned), encoding="utf-8")
+
+    try:
+        with torch.no_grad():
+            tune(start, device, problems, timer, compiler, shared_limit, save=save)
+    except KeyboardInterrupt:
+        print("rdk.tune: stopped; the problems measured so far are written.", file=sys.stderr)
+        return 130
     print(
         f"rdk.tune: wrote {chosen.output}; `python -m rdk.backends.triton.report` shows what the compiler makes of it."
     )

@@ -238,7 +238,13 @@ def test_tests_that_the_time_did_not_reach_are_told(tmp_path: Path, monkeypatch:
     file.write_text("import time, pytest\npytestmark = pytest.mark.gpu\ndef test_a(): time.sleep(600)\n")
     monkeypatch.setattr(libraries, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_tests, "LEAST", 6.0)
-    assert list(gpu_tests.outcomes([file.name], tmp_path / "log", 1).values()) == ["under way when the time was over"]
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    found = gpu_tests.run(tmp_path / "log", 1, ABOUT)
+    assert found["status"] == gpu_tests.UNFINISHED
+    assert found["failures"] == [
+        f"test_slow.py::test_a: {gpu_tests.LATE}",
+        f"tests behind these: {gpu_tests.UNREACHED}",
+    ]
 
 
 def test_a_file_that_cannot_be_collected_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

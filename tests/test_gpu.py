@@ -128,6 +128,41 @@ def test_equal_bits_from_two_runs(anywhere: tuple[str, str], name: str) -> None:
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+def whole_numbers(*shape: int, often: float) -> Tensor:
+    """-1, 0 or 1; `often` says how often not 0."""
+    return torch.randint(0, 2, shape).mul(2).sub(1).mul(torch.rand(shape) < often).double()
+
+
+@pytest.mark.parametrize(
+    "channels, batch, size",
+    [
+        (32, 3, 7),
+        *(pytest.param(*case, marks=pytest.mark.gpu) for case in [(64, 40, 28), (128, 64, 13), (512, 32, 16)]),
+    ],
+)
+def test_whole_numbers_come_out_exact(anywhere: tuple[str, str], channels: int, batch: int, size: int) -> None:
+    """Products and sums of small whole numbers have no rounding but that of the result: every bit of output and gradients is
+    known, on tensor cores too."""
+    backend, device = anywhere
+    torch.manual_seed(3)
+    x, upstream = (whole_numbers(batch, channels, size, size + 1, often=0.6) for _ in range(2))
+    weight, bias = whole_numbers(channels, channels, 3, 3, often=8 / channels), whole_numbers(channels, often=0.6)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    out = torch.relu(torch.conv2d(*leaves, padding=1))
+    assert out.max() <= 256  # whole numbers of bfloat16
+    expected = [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+    module = C(channels, 1).to(device, BFLOAT16)
+    module.stages[0].weight.data.copy_(weight)
+    module.stages[0].bias.data.copy_(bias)
+    module.backend = backend
+    leaf = x.to(device, BFLOAT16).to(memory_format=torch.channels_last).requires_grad_()
+    got = module(leaf)
+    got.backward(upstream.to(device, BFLOAT16))
+    found = [got.detach(), leaf.grad, module.stages[0].weight.grad, module.stages[0].bias.grad]
+    for name, one, other in zip(("output", "input", "weight", "bias"), found, expected, strict=True):
+        assert torch.equal(one.cpu(), other.to(BFLOAT16)), name
+
+
 def test_equal_bits_from_two_roll_outs(anywhere: tuple[str, str]) -> None:
     """Few maps over all multiprocessors: on the cuda backend the blocks of a launch wait for each other."""
     backend, device = anywhere

@@ -1,4 +1,4 @@
-"""Memory of a training step, measured: constant in n under a schedule, and never above what rdk.plan says."""
+"""Running a schedule: memory of a training step, constant in n and never above what rdk.plan says; what a backend is handed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rdk
+from rdk.backends.eager import EagerBackend
 from rdk.testing import assert_close, peak_bytes, plain_eager, step
 
 CASES: list[tuple[type, dict[str, Any]]] = [
@@ -131,3 +132,20 @@ def test_roll_out_without_gradients_holds_no_states() -> None:
         module(x, iterations=2)
         few, many = (peak_bytes(lambda n=n: module(x, iterations=n)) for n in (2, 200))
     assert many == few <= 8 * x.numel() * x.element_size()
+
+
+def test_maps_at_odd_addresses_are_handed_over_at_multiples_of_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else vector loads of a whole call would become loads of single elements."""
+    taken: list[int] = []
+    forward = EagerBackend.forward
+
+    def watched(self: EagerBackend, call: Any, state: torch.Tensor, *rest: Any) -> torch.Tensor:
+        taken.extend((state.data_ptr() % 16, call.inject_inside().data_ptr() % 16))
+        return forward(self, call, state, *rest)
+
+    monkeypatch.setattr(EagerBackend, "forward", watched)
+    x, inject = (torch.randn(2 * 5 * 5 * 4 + 1)[1:].view(2, 5, 5, 4).permute(0, 3, 1, 2) for _ in range(2))
+    assert x.data_ptr() % 16 == inject.data_ptr() % 16 == 4
+    module = rdk.RecurrentConv(4, 3, backend="eager", checkpoint=1)
+    module(x.requires_grad_(), inject=inject).sum().backward()
+    assert len(taken) >= 2 and set(taken) == {0}

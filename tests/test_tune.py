@@ -57,6 +57,35 @@ def test_the_fastest_tile_is_kept_and_the_file_can_be_read_back() -> None:
     assert configurations.nearest(again.conv, "ieee", 3, 16).tile == CONV[0]
 
 
+def test_a_problem_is_saved_before_the_next_is_begun() -> None:
+    left, saved = [3.0, 1.0, 2.0, 5.0, 4.0], []
+
+    def timer(run: Callable[[], None]) -> float:
+        if not left:
+            raise KeyboardInterrupt
+        return left.pop(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(
+            own(), DEVICE, [PROBLEM, PROBLEM], timer, built, LIMIT, CONV, WEIGHTS, lambda line: None, saved.append
+        )
+    assert len(saved) == 1 and configurations.nearest(saved[0].conv, "ieee", 3, 16).tile == CONV[1]
+
+
+def test_a_fault_that_shows_after_the_launch_leaves_a_tile_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [RuntimeError("CUDA error: misaligned address")]
+
+    def timer(run: Callable[[], None]) -> float:
+        if faults:
+            raise faults.pop()
+        return 1.0
+
+    said: list[str] = []
+    tuned = tune.tune(own(), DEVICE, [PROBLEM], timer, built, LIMIT, CONV, WEIGHTS, said.append)
+    assert "does not run: RuntimeError: CUDA error: misaligned address" in said[0]
+    assert configurations.nearest(tuned.conv, "ieee", 3, 16).tile == CONV[1]
+
+
 def test_a_wrong_tile_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = launch.Launch.run
 

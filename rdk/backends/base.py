@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rdk.backends.layout import channels_last
+from rdk.backends.layout import aligned, channels_last
 
 
 class StageSpec(NamedTuple):
@@ -87,11 +87,11 @@ class Call:
     )  # what a backend derives from the lists and keeps for the call
 
     def inject_inside(self) -> Tensor | None:
-        """The inject with channels innermost; a copy is made once."""
+        """The inject with channels innermost, at a multiple of 16 bytes; a copy is made once."""
         if self.inject is None:
             return None
         if "inject" not in self.prepared:
-            self.prepared["inject"] = channels_last(self.inject)
+            self.prepared["inject"] = aligned(channels_last(self.inject))
         inside: Tensor = self.prepared["inject"]
         return inside
 

@@ -25,11 +25,10 @@ from rdk.backends.cuda_kernels import (
     ROWS,
     TAPS,
     Kernels,
-    aligned,
     merge_statistics,
 )
 from rdk.backends.eager import finish_stage
-from rdk.backends.layout import empty_maps
+from rdk.backends.layout import aligned, empty_maps
 
 NEVER_RUN = (
     "rdk: the kernels of backend 'cuda' have been compiled and tested in a stand-in on the CPU, but have never run on a GPU. "
@@ -211,7 +210,7 @@ class CudaBackend:
                 empty_maps(1, state)[0] if to is None else to,
                 bias=self.kernels.bias(call, call.parameter_index(iteration, number)),
                 affine=self.kernels.affine(call, call.index(iteration, number)) if stage.norm else None,
-                inject=self.kernels.inject(call) if number == 0 else None,
+                inject=call.inject_inside() if number == 0 else None,
                 skip=None if stage.skip is None else entered[stage.skip],
                 relu=stage.relu,
             )

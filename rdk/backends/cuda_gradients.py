@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients
-from rdk.backends.cuda_kernels import Kernels, aligned, sum_of_partials
+from rdk.backends.cuda_kernels import Kernels, sum_of_partials
 from rdk.backends.eager import EagerGradients
-from rdk.backends.layout import empty_maps
+from rdk.backends.layout import aligned, empty_maps
 
 LONGEST_RUN = 8  # iterations whose gradients a resident backward holds at once: so many maps (csrc/cuda/tables.h)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Problem
-from rdk.backends.layout import channels_last, empty_maps
+from rdk.backends.layout import empty_maps
 
 # as in csrc/cuda/tables.h; tests/test_cuda_kernels.py holds the two equal
 CHANNEL_STEP = 16  # channels come in multiples of it
@@ -161,14 +161,6 @@ class Kernels:
         scale, shift = call.prepared["affine"]
         return scale[index], shift[index]
 
-    def inject(self, call: Call) -> Tensor | None:
-        """The inject with channels innermost."""
-        if call.inject is None:
-            return None
-        if "inject" not in call.prepared:
-            call.prepared["inject"] = aligned(channels_last(call.inject))
-        return call.prepared["inject"]  # type: ignore[no-any-return]
-
     # ---- launches
 
     def conv(
@@ -221,7 +213,7 @@ class Kernels:
             state,
             self.packed(call, 0, ROWS, transposed),
             None if transposed else self.bias(call, 0),
-            None if transposed else self.inject(call),
+            None if transposed else call.inject_inside(),
             list(add),
             list(mask),
             stage.dilation,
@@ -295,7 +287,7 @@ class Kernels:
         return (
             [self.packed(call, number, rows, transposed=False) for number in range(len(stages))],
             [self.bias(call, number) for number in range(len(stages))] if call.biases else [],
-            self.inject(call),
+            call.inject_inside(),
             [stage.dilation for stage in stages],
             [stage.relu for stage in stages],
             [stage.skip is not None for stage in stages],
@@ -327,11 +319,6 @@ def _not_a_chain(problem: Problem, kernel: str) -> str | None:
     if any(stage.skip not in (None, number - 1) for number, stage in enumerate(stages)):
         return f"the {kernel} kernel adds the input of the stage before, and a skip reaches further back"
     return None
-
-
-def aligned(maps: Tensor) -> Tensor:
-    """`maps` at an address that the kernels take (a multiple of 16 bytes); a copy only where it is not."""
-    return maps if maps.data_ptr() % 16 == 0 else maps.clone()
 
 
 def sum_of_partials(partials: Tensor, channels: int) -> Tensor:

@@ -25,6 +25,11 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.contiguous()
 
 
+def aligned(maps: Tensor) -> Tensor:
+    """`maps` at an address that is a multiple of 16 bytes, as vector loads ask for; a copy only where it is not."""
+    return maps if maps.data_ptr() % 16 == 0 else maps.clone()
+
+
 def is_channels_last(state: Tensor) -> bool:
     """Whether the caller's state has channels innermost; a layout that is both counts as contiguous."""
     return state.dim() == 4 and not state.is_contiguous() and state.is_contiguous(memory_format=torch.channels_last)

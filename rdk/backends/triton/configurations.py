@@ -136,11 +136,12 @@ def _entry(entry: dict[str, Any], kind: type[ConvTile] | type[WeightGradientTile
 
 
 def device_named(name: str, capability: tuple[int, int]) -> Device:
-    """The device's own configurations, those of one of its capability, or the default."""
+    """The device's own configurations, those of one of its capability, or the default. ROCm's GPUs, whose capabilities are other
+    numbers, have their own or the default."""
     for device in devices():
         if device.name == name:
             return device
-    for device in devices():
+    for device in devices() if torch.version.hip is None else ():
         if device.capability == capability and device.name not in ("default", "interpreter"):
             return device
     return next(device for device in devices() if device.name == "default")

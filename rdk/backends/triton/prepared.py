@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call
+from rdk.backends.layout import aligned
 from rdk.backends.triton import launch
 from rdk.backends.triton.setting import Setting
 
 
 def weight(call: Call, index: int) -> Tensor:
-    """Weight `index` as (C out, TAPS, C in); no copy where it is channels_last already and is not rounded to TF32."""
+    """Weight `index` as (C out, TAPS, C in); no copy where it is channels_last at a multiple of 16 bytes and is not
+    rounded to TF32."""
     return _kept(call, "weight", index, lambda: _packed(call, call.weights[index]))
 
 
@@ -24,7 +26,7 @@ def transposed_weight(call: Call, index: int) -> Tensor:
 
 def _packed(call: Call, tensor: Tensor) -> Tensor:
     packed = tensor.contiguous() if tensor.dim() == 2 else tensor.contiguous(memory_format=torch.channels_last)
-    return rounded_to_tf32(packed) if call.problem.precision == "tf32" else packed
+    return rounded_to_tf32(packed) if call.problem.precision == "tf32" else aligned(packed)
 
 
 def rounded_to_tf32(tensor: Tensor) -> Tensor:
