@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -170,7 +171,8 @@ def test_a_command_that_may_finish_writes_what_it_has(tmp_path: Path) -> None:
 
 def test_a_build_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def setup(command: list[str], log: Path, seconds: float, **variables: str) -> int:
-        assert command[1:3] == ["setup.py", "build_ext"] and variables == {"RDK_BUILD": "auto"}
+        assert command[1:3] == ["setup.py", "build_ext"] and variables.keys() == {"RDK_BUILD", "PATH"}
+        assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)  # where ninja lies
         (tmp_path / "rdk").mkdir()
         (tmp_path / "rdk" / "_build_info.json").write_text('{"left_out": {"_cuda": "there was no nvcc"}}')
         return 0
