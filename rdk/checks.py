@@ -219,13 +219,17 @@ def stages(values: Any, stage_type: type[Stage], owner: str) -> None:
             )
 
 
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
 def input_shape(value: Any, owner: str) -> None:
     """Raises TypeError for what is no sequence of integers, ValueError for a negative one."""
     sizes: Sequence[Any] = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
     if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
         raise TypeError(
-            f"{owner}: input_shape must be a sequence of integers, (N, C, H, W) or (*, F), got {value!r}. For a tensor give "
-            f"its shape."
+            f"{owner}: input_shape must be a sequence of integers, (N, C, H, W) or (*, F), got {_shown(value)}. For a "
+            f"tensor give its shape."
         )
     if any(size < 0 for size in sizes):
         raise ValueError(f"{owner}: input_shape must not hold a negative size, got {tuple(value)}.")

@@ -147,6 +147,11 @@ def _collect(block: nn.Module, name: str, found: list[_Layer]) -> None:
 
 def _basic_block(block: nn.Module, name: str, first: int) -> list[_Layer]:
     """The two stages of a BasicBlock with an identity shortcut."""
+    if not any(True for _ in block.children()):
+        raise ValueError(
+            f"rdk.from_module: layer {name or type(block).__name__!r} ({type(block).__name__}) does not fit; a repeated layer is "
+            f"a Conv2d or Linear, a BatchNorm, a ReLU or a BasicBlock."
+        )
     products: list[tuple[str, nn.Conv2d]] = []
     norms: list[nn.Module] = []
     for key, child in block.named_children():

@@ -320,8 +320,10 @@ def _norms(stages: Sequence[Stage], start: int, iterations: int) -> list[nn.Modu
 
 
 def _why_only_eager(stages: Sequence[Stage], norm_modules: list[nn.Module]) -> str | None:
-    if not torch.compiler.is_compiling() and _is_transformed():
+    if _is_transformed():
         return "a transform of torch.func or a forward-mode derivative is under way, which PyTorch's own operators take"
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is under way, which records PyTorch's own operators"
     if not norm_modules:
         return None
     if any(stage.norm is None for stage in stages):
@@ -332,6 +334,10 @@ def _why_only_eager(stages: Sequence[Stage], norm_modules: list[nn.Module]) -> s
 def _is_transformed() -> bool:
     """Whether grad, jvp, vmap … of torch.func or torch.autograd.forward_ad act on this call."""
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+# as dispatch.threads: Dynamo guards every graph by the transforms and the level under way
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _autocast(

@@ -38,7 +38,9 @@ def translate_plain_keys(module: nn.Module, state_dict: MutableMapping[str, Any]
 
 
 def _own_keys(module: nn.Module, prefix: str) -> list[str]:
-    return [prefix + name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
+    """Keys of the stages; what a subclass adds beside them is its own affair."""
+    names = [name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
+    return [prefix + name for name in names if name.startswith("stages.")]
 
 
 def _groups(found: dict[str, Tensor]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:

@@ -148,12 +148,12 @@ class Recurrent(nn.Module):
 
 
 def _recompute_weights(stage: nn.Module) -> None:
-    """Computes anew what prune, weight_norm and spectral_norm of torch.nn.utils would, were the stage called: the weight from the
-    parameters behind it. No other hook is run."""
+    """Computes anew what prune (its subclasses too), weight_norm and spectral_norm of torch.nn.utils would, were the stage called:
+    the weight from the parameters behind it. No other hook is run."""
     for part in (stage, stage.weight, stage.bias):  # untied, the last two are ParameterLists
         if isinstance(part, nn.Module):
             for hook in part._forward_pre_hooks.values():
-                if type(hook).__module__.startswith("torch.nn.utils."):
+                if any(base.__module__.startswith("torch.nn.utils.") for base in type(hook).__mro__):
                     hook(part, ())  # type: ignore[call-arg, arg-type]
 
 
@@ -203,13 +203,12 @@ class RecurrentConv(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.channels, self.has_bias = channels, bias
-        (self.dilation,) = _dilations(dilation, 1, "rdk.RecurrentConv")
+        (one,) = _dilations(dilation, 1, "rdk.RecurrentConv")
         super().__init__(
             channels,
             iterations,
             (channels, channels, 3, 3),
-            [(self.dilation, True, None)],
+            [(one, True, None)],
             bias=bias,
             norm=norm,
             tied=tied,
@@ -219,6 +218,7 @@ class RecurrentConv(Recurrent):
             device=device,
             dtype=dtype,
         )
+        self.channels, self.has_bias, self.dilation = channels, bias, one
 
     def extra_repr(self) -> str:
         shown = [f"{self.channels}", f"iterations={self.iterations}", f"bias={self.has_bias}"]
@@ -260,12 +260,11 @@ class RecurrentResidual(Recurrent):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.positive(blocks, "blocks", "rdk.RecurrentResidual")
-        self.channels, self.blocks, self.recall, self.has_bias = channels, blocks, recall, bias
         first = 1 if recall else 0
-        self.dilation = _dilations(dilation, first + 2 * blocks, "rdk.RecurrentResidual")
-        arrangement: list[tuple[int, bool, int | None]] = [(self.dilation[0], False, None)] if recall else []
+        each = _dilations(dilation, first + 2 * blocks, "rdk.RecurrentResidual")
+        arrangement: list[tuple[int, bool, int | None]] = [(each[0], False, None)] if recall else []
         for block in range(first, first + 2 * blocks, 2):
-            arrangement += [(self.dilation[block], True, None), (self.dilation[block + 1], True, block)]
+            arrangement += [(each[block], True, None), (each[block + 1], True, block)]
         super().__init__(
             channels,
             iterations,
@@ -280,6 +279,7 @@ class RecurrentResidual(Recurrent):
             device=device,
             dtype=dtype,
         )
+        self.channels, self.blocks, self.recall, self.has_bias, self.dilation = channels, blocks, recall, bias, each
 
     def extra_repr(self) -> str:
         shown = [f"{self.channels}", f"iterations={self.iterations}", f"blocks={self.blocks}", f"bias={self.has_bias}"]
@@ -319,7 +319,6 @@ class RecurrentLinear(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.features, self.has_bias = features, bias
         super().__init__(
             features,
             iterations,
@@ -334,6 +333,7 @@ class RecurrentLinear(Recurrent):
             device=device,
             dtype=dtype,
         )
+        self.features, self.has_bias = features, bias
 
     def extra_repr(self) -> str:
         shown = [f"{self.features}", f"iterations={self.iterations}", f"bias={self.has_bias}"]

@@ -34,6 +34,8 @@ def why_not_fused(norms: Sequence[nn.Module]) -> str | None:
         assert isinstance(norm, _BatchNorm)
         if norm.weight is None or norm.bias is None:
             return "a BatchNorm has affine=False or bias=False"
+        if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+            return "a norm has hooks, so that it is called as it is"
     if len({uses_batch_statistics(norm) for norm in norms}) > 1:
         return "some BatchNorms are in training mode and others are not"
     return None

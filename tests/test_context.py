@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from cpu_cases import needs_cpu_backend, threads
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils import prune
 
 import rdk
 from rdk import preview
@@ -215,3 +217,44 @@ def blocks_of(module: Any) -> nn.Sequential:
     conv = nn.Conv2d(16, 16, 3, padding=1)
     conv.load_state_dict({"weight": stage.weight.detach(), "bias": stage.bias.detach()})
     return nn.Sequential(conv, stage.norm[0], nn.ReLU())
+
+
+@pytest.mark.parametrize("kw", [{}, {"tied": False}])
+def test_forward_mode_derivative_inside_a_compiled_function(kw: dict[str, Any]) -> None:
+    module = rdk.RecurrentConv(4, 3, **kw)
+    x, tangent = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
+
+    def derivative(a: torch.Tensor) -> torch.Tensor:
+        return torch.func.jvp(module, (a,), (tangent,))[1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(derivative, backend="aot_eager")(x)
+    expected = torch.func.jvp(rdk.to_modules(module), (x,), (tangent,))[1]
+    assert relative(compiled, expected) < 1e-5
+    torch.compiler.reset()
+
+
+def test_torch_jit_trace_records_pytorchs_operators() -> None:
+    module = rdk.RecurrentConv(8, 3)
+    x = torch.randn(2, 8, 40, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about sizes that it takes for constants
+        traced = torch.jit.trace(module, (x,), check_trace=False)
+    other = torch.randn(3, 8, 40, 40)
+    assert relative(traced(other), module(other)) < 1e-5
+
+
+def test_norm_with_hooks_is_called_as_it_is() -> None:
+    module = rdk.RecurrentConv(8, 3, norm="batch", backend="auto").eval()
+    x, called = torch.randn(2, 8, 40, 40), []
+    handle = module.stages[0].norm[1].register_forward_hook(lambda *args: called.append(1))
+    module(x)
+    assert called == [1] and "a norm has hooks" in rdk.explain(module, x).reasons["cpu"]
+    handle.remove()
+    prune.l1_unstructured(module.stages[0].norm[0], "weight", 0.5)
+    with torch.no_grad():
+        module.stages[0].norm[0].weight_orig.mul_(3)
+    state = x
+    for norm in module.stages[0].norm:
+        state = torch.relu(norm(torch.conv2d(state, module.stages[0].weight, module.stages[0].bias, padding=1)))
+    assert relative(module(x), state) < 1e-5

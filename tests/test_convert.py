@@ -215,6 +215,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: nn.Sequential(nn.LazyConv2d(4, 3, padding=1), nn.ReLU()), "layer '0' is not initialised yet"),
     (integer_block, "layer '0' has weights of torch.int8"),
     (lambda: nn.Identity(), "holds no Conv2d and no Linear"),
+    (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GELU()), r"layer '1' \(GELU\) does not fit"),
     (lambda: [conv_relu(), conv_relu(norm=True)], "block 1 of the list is not built like block 0"),
     (list, "list of blocks is empty"),
 ]

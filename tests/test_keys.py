@@ -110,3 +110,16 @@ def test_a_dict_without_the_counters_of_its_norms_loads() -> None:
 def test_what_is_no_tensor_is_left_to_load_state_dict() -> None:
     with pytest.raises(RuntimeError, match="Missing key"):
         rdk.RecurrentConv(4, 2).load_state_dict({"weight": 3, "bias": None})
+
+
+def test_what_a_subclass_adds_does_not_hinder_plain_keys() -> None:
+    class Scaled(rdk.RecurrentConv):
+        def __init__(self, channels: int, iterations: int) -> None:
+            super().__init__(channels, iterations)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    plain = rdk.to_modules(rdk.RecurrentConv(4, 3))
+    module = Scaled(4, 3)
+    missing, unexpected = module.load_state_dict(plain.state_dict(), strict=False)
+    assert missing == ["scale"] and unexpected == []
+    assert torch.equal(module.stages[0].weight, plain.layers[0].weight)

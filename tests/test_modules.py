@@ -181,6 +181,21 @@ def pruned(part: nn.Module, name: str) -> None:
     prune.l1_unstructured(part, name, 0.5)
 
 
+class EverySecond(prune.BasePruningMethod):
+    """A user's own method, of a module that is not PyTorch's."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+        mask = default_mask.clone()
+        mask.view(-1)[::2] = 0
+        return mask
+
+
+def pruned_by_hand(part: nn.Module, name: str) -> None:
+    EverySecond.apply(part, name)
+
+
 def normed(part: nn.Module, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -192,7 +207,7 @@ def spectral(part: nn.Module, name: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("apply", [pruned, normed, spectral, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("apply", [pruned, pruned_by_hand, normed, spectral, nn.utils.parametrizations.weight_norm])
 def test_weights_computed_from_others_follow_them(apply: Any, tied: bool) -> None:
     """prune, weight_norm and spectral_norm compute a weight in a hook before each call; a stage is never called."""
     torch.manual_seed(0)

@@ -117,6 +117,7 @@ def test_plan_lists_the_states_that_are_kept(
         ((2, 4, -1, 6), None, ValueError, r"must not hold a negative size, got \(2, 4, -1, 6\)"),
         (5, None, TypeError, "input_shape must be a sequence of integers, .* got 5"),
         ("2466", None, TypeError, "input_shape must be a sequence of integers, .* got '2466'"),
+        (torch.zeros(2, 4, 6, 6), None, TypeError, r"got a tensor of shape \(2, 4, 6, 6\)"),
         (("a", 4, 6, 6), None, TypeError, "input_shape must be a sequence of integers, .* got .'a', 4, 6, 6"),
         ((2, 4, 6, 6), "float32", TypeError, "dtype must be a floating-point torch.dtype .* got 'float32'"),
         ((2, 4, 6, 6), torch.int32, TypeError, "dtype must be a floating-point torch.dtype .* got torch.int32"),

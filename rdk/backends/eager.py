@@ -295,9 +295,10 @@ class EagerGradients:
         call = self.call
 
         def collect(name: str, like: Sequence[Tensor]) -> list[Tensor | None]:
-            return [_shaped(self.sums.get((name, index)), tensor) for index, tensor in enumerate(like)]
+            # each sum goes when it is copied: all of them and all copies would be held at once
+            return [_shaped(self.sums.pop((name, index), None), tensor) for index, tensor in enumerate(like)]
 
-        inject = None if call.inject is None else _shaped(self.sums.get(("inject", 0)), call.inject)
+        inject = None if call.inject is None else _shaped(self.sums.pop(("inject", 0), None), call.inject)
         return ParameterGradients(
             inject=inject,
             weights=collect("weights", call.weights),
