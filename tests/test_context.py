@@ -234,13 +234,16 @@ def test_forward_mode_derivative_inside_a_compiled_function(kw: dict[str, Any]) 
     torch.compiler.reset()
 
 
+@needs_cpu_backend
 def test_torch_jit_trace_records_pytorchs_operators() -> None:
-    module = rdk.RecurrentConv(8, 3)
-    x = torch.randn(2, 8, 40, 40)
+    module = rdk.RecurrentConv(32, 10)
+    x = torch.randn(2, 32, 24, 24)
+    assert rdk.explain(module, x).forward == "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about sizes that it takes for constants
         traced = torch.jit.trace(module, (x,), check_trace=False)
-    other = torch.randn(3, 8, 40, 40)
+    assert "rdk::" not in str(traced.inlined_graph)
+    other = torch.randn(3, 32, 24, 24)
     assert relative(traced(other), module(other)) < 1e-5
 
 

@@ -90,3 +90,10 @@ def test_blocks_of_gradients_hold_a_bounded_number_of_pixels() -> None:
     assert big.run_length(64) == 1 and small.run_length(64) == 8
     changed = replace(big, numbers=replace(big.numbers, run_pixels=10**9))
     assert changed.run_length(64) == big.numbers.run_iterations
+
+
+def test_a_capability_of_rocm_is_not_nvidias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MI210 says (9, 0), as an H200 does; its shared memory is less than a third of that."""
+    assert configurations.device_named("an unknown card", (9, 0)).name == "NVIDIA H200"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert configurations.device_named("AMD Instinct MI210", (9, 0)).name == "default"
