@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -41,8 +42,13 @@ def _sources_hash() -> bytes:
 def _built(name: str, key: bytes, command: list[str]) -> Path:
     """The output of `command` ({} stands for its path), made unless it is there; its messages lie beside it in .log."""
     target = BUILT / f"{hashlib.sha256(key).hexdigest()[:16]}-{name}"
-    if not target.exists():
-        BUILT.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return target
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be making it
+        if target.exists():
+            return target
         work = target.with_suffix(f".{os.getpid()}")
         done = subprocess.run([word.replace("{}", str(work)) for word in command], capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[:6000]}"

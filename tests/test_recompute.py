@@ -47,24 +47,24 @@ def held_maps(module: Any, x: torch.Tensor, **kw: Any) -> float:
 @pytest.mark.parametrize("states", [0, 3, 9])
 def test_extra_memory_with_k_states_is_constant_in_n(cls: type, kw: dict[str, Any], states: int) -> None:
     held = []
-    for n in (12, 48):
+    for n in (12, 28):
         module = cls(16, n, **kw, checkpoint=states, backend="eager")
         # maps of one iteration: what its taping holds
         held.append(held_maps(module, state(module)) - states - len(module.stages))
     statistics = (
-        0.1 * 36 if kw.get("norm") else 0.0
+        0.1 * 16 if kw.get("norm") else 0.0
     )  # (C,) means and variances per iteration: not maps, but not nothing
     assert abs(held[1] - held[0]) <= 1.0 + statistics
     assert max(held) <= 7.0 + statistics
 
 
 @pytest.mark.parametrize("cls,kw", CASES)
-@pytest.mark.parametrize("checkpoint", ["none", "sqrt", 0, 2, 5, 19])
+@pytest.mark.parametrize("checkpoint", ["none", "sqrt", 0, 2, 5, 13])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_plan_is_an_upper_bound_and_a_close_one(
     cls: type, kw: dict[str, Any], checkpoint: Any, channels_last: bool
 ) -> None:
-    module = cls(16, 20, **kw, checkpoint=checkpoint, backend="eager")
+    module = cls(16, 14, **kw, checkpoint=checkpoint, backend="eager")
     x = state(module, channels_last)
     planned = rdk.plan(module, x.shape).bytes_peak / (x.numel() * x.element_size())
     measured = held_maps(module, x)
