@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,6 +246,22 @@ def test_torch_jit_trace_records_pytorchs_operators() -> None:
     assert "rdk::" not in str(traced.inlined_graph)
     other = torch.randn(3, 32, 24, 24)
     assert relative(traced(other), module(other)) < 1e-5
+
+
+@pytest.mark.slow
+@needs_cpu_backend
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_an_exported_program_holds_our_operator_or_with_eager_pytorchs_alone(backend: str, tmp_path: Path) -> None:
+    module = rdk.RecurrentResidual(16, 3, norm="batch", recall=True, backend=backend).eval()
+    x, inject = torch.randn(2, 3, 16, 12, 12).unbind()
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(module, (x,), {"inject": inject}, dynamic_shapes={"x": batch, "inject": batch})
+    torch.export.save(exported, tmp_path / "module.pt2")
+    loaded = torch.export.load(tmp_path / "module.pt2")
+    ours = {str(node.target) for node in loaded.graph.nodes if str(node.target).startswith("rdk")}
+    assert ours == ({"rdk.recurrent_fwd.default"} if backend == "cpu" else set())
+    other, its_inject = torch.randn(2, 5, 16, 12, 12).unbind()
+    assert relative(loaded.module()(other, inject=its_inject), module(other, inject=its_inject)) < 1e-6
 
 
 def test_norm_with_hooks_is_called_as_it_is() -> None:
