@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
@@ -110,6 +111,26 @@ def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequen
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
+def _untraced(operator: _Operator) -> _Operator:
+    """Keeps Dynamo out of an operator's implementation, as torch.library.register_kernel does, but for an import of torch._dynamo
+    at the first call.
+
+    Where Dynamo gives up a frame (a break inside a with, a transform of torch.func around a compiled module), it tries each
+    Python frame that runs below, the implementation of an operator among them.
+    """
+    disabled: list[_Operator] = []
+
+    @wraps(operator)
+    def run(*arguments: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return operator(*arguments)
+        if not disabled:
+            disabled.append(torch.compiler.disable(operator))
+        return disabled[0](*arguments)
+
+    return run  # type: ignore[return-value]
+
+
 def _in_own_dtype(operator: _Operator) -> _Operator:
     """Runs the operator with autocast off: functional has cast already, and backward() may be called under another autocast
     than the forward."""
@@ -124,6 +145,7 @@ def _in_own_dtype(operator: _Operator) -> _Operator:
     return run  # type: ignore[return-value]
 
 
+@_untraced
 @_in_own_dtype
 def _recurrent_fwd(
     x: Tensor,
@@ -207,6 +229,7 @@ def _recurrent_fwd_fake(
     return out, empty_maps(count, x), means, variances
 
 
+@_untraced
 @_in_own_dtype
 def _recurrent_bwd(
     grad_out: Tensor,

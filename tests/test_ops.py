@@ -237,3 +237,24 @@ def test_two_processes_give_the_gradients_of_one(checkpoint: Any, tmp_path: Any)
     for rank in range(2):
         for got, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), module.parameters(), strict=True):
             assert relative(got, parameter.grad) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_dynamo_stays_out_of_the_operators_where_it_gave_up_a_frame() -> None:
+    """A transform of torch.func around a compiled module makes Dynamo skip Recurrent.forward from then on, and look at every
+    Python frame below it, the implementation of an operator among them."""
+    x = torch.randn(2, 4, 24, 24)
+    torch.func.jvp(torch.compile(rdk.RecurrentConv(4, 3), backend="eager"), (x,), (x,))
+    module = rdk.RecurrentConv(4, 5, checkpoint=3)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def record(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, backend=record)
+    for batch, n in [(2, 3), (4, 5), (3, 7)]:
+        y = torch.randn(batch, 4, 24, 24)
+        assert_close(step(compiled, y, iterations=n), prefixed(step(module, y, iterations=n)), 1e-4)
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert not any("conv" in name or "cpu_" in name for name in called), called
