@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rdk import checkpoint, dispatch, recompute
+from rdk import batched, checkpoint, dispatch, recompute
 from rdk.backends.base import Call, Needs, Problem, StageSpec
 from rdk.backends.layout import empty_maps, empty_outside, outside
 
@@ -36,6 +36,12 @@ _library.define(
 SECOND_BACKWARD = (
     "rdk: the backward of a recurrent call cannot itself be differentiated (a gradient penalty or a second-order method "
     'asks for that). Use backend="eager", checkpoint="none", which PyTorch\'s autograd differentiates any number of times.'
+)
+
+
+BATCHED_BACKWARD = (
+    "rdk: a compiled rdk module takes one upstream gradient at a time, got a batch of them (is_grads_batched=True, or a vmap over "
+    "torch.autograd.grad). Call the module without torch.compile, which takes batches, or loop over the gradients."
 )
 
 
@@ -342,8 +348,18 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any
         needs += list(wants) if isinstance(wants, (list, tuple)) else [bool(wants)] * len(part)
     if grad_out is None:
         return (None, None, *([None] * length for length in ctx.lengths), *ctx.nothing)
-    grads = torch.ops.rdk.recurrent_bwd(grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs)
-    asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    if batched.is_batched(grad_out):
+        eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
+        tensors = [x, inject, *(tensor for part in parts for tensor in part)]
+        asked = batched.backward(
+            grad_out, tensors, ctx.lengths, needs, means, variances, eps, iterations, _stages_of(stages), norm_training,
+            return_states,
+        )  # fmt: skip
+    else:
+        grads = torch.ops.rdk.recurrent_bwd(
+            grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs
+        )
+        asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     lists_of_grads = []
     start = 2
     for length in ctx.lengths:
@@ -356,9 +372,15 @@ def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(SECOND_BACKWARD)
 
 
+def _refuse_batch(*_: Any) -> Any:
+    raise RuntimeError(BATCHED_BACKWARD)
+
+
 # on every device: the eager backend runs wherever PyTorch does
 _library.impl("recurrent_fwd", _recurrent_fwd, "CompositeExplicitAutograd")
 _library.impl("recurrent_bwd", _recurrent_bwd, "CompositeExplicitAutograd")
+for _key in ("Batched", "FuncTorchBatched"):
+    _library.impl("recurrent_bwd", _refuse_batch, _key)
 torch.library.register_fake("rdk::recurrent_fwd", _recurrent_fwd_fake, lib=_library)
 torch.library.register_fake("rdk::recurrent_bwd", _recurrent_bwd_fake, lib=_library)
 torch.library.register_autograd("rdk::recurrent_fwd", _backward, setup_context=_setup_context, lib=_library)
