@@ -380,6 +380,7 @@ def _operator(call: Prepared, backend: str) -> Tensor:
     x = dense(call.x)
     inject = None if call.inject is None else dense(call.inject)
     tensors = norms.gather(call.norms, x)
+    ops.offer_flops()
     out, _, means, variances = ops.recurrent_fwd(
         x,
         inject,

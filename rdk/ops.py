@@ -53,7 +53,8 @@ def stage_numbers(stages: Sequence[StageSpec]) -> list[int]:
     return flat
 
 
-def _stages_of(flat: Sequence[int]) -> tuple[StageSpec, ...]:
+def stages_of(flat: Sequence[int]) -> tuple[StageSpec, ...]:
+    """Stages from the flat list of integers that an operator takes."""
     stages = []
     for start in range(0, len(flat), 4):
         dilation, relu, skip, norm = flat[start : start + 4]
@@ -117,6 +118,14 @@ def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequen
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
+def offer_flops() -> None:
+    """Tells a FlopCounterMode that is under way what the operators compute; to be called before each of them."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        from rdk import flops  # imports triton by way of torch.utils.flop_counter, which import rdk must not
+
+        flops.offer()
+
+
 def _untraced(operator: _Operator) -> _Operator:
     """Keeps Dynamo out of an operator's implementation, as torch.library.register_kernel does, but for an import of torch._dynamo
     at the first call.
@@ -174,7 +183,7 @@ def _recurrent_fwd(
     norm_variances: list[Tensor],
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    specs = _stages_of(stages)
+    specs = stages_of(stages)
     problem = make_problem(
         x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
         return_states=return_states, precision=precision, needs_grad=needs_grad, threads=threads,
@@ -215,7 +224,7 @@ def _recurrent_fwd_fake(
     norm_variances: list[Tensor],
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    specs = _stages_of(stages)
+    specs = stages_of(stages)
     out = empty_outside((iterations, *x.shape) if return_states else x.shape, like=x)
     problem = make_problem(
         x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
@@ -263,7 +272,7 @@ def _recurrent_bwd(
 ) -> list[Tensor]:
     if iterations == 0:
         return _backward_of_no_iterations(grad_out, x, [inject, *weights, *biases, *norm_weights, *norm_biases], needs)
-    specs = _stages_of(stages)
+    specs = stages_of(stages)
     problem = make_problem(
         x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
         return_states=return_states, precision=precision, needs_grad=True, threads=threads,
@@ -352,7 +361,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any
         eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
         tensors = [x, inject, *(tensor for part in parts for tensor in part)]
         asked = batched.backward(
-            grad_out, tensors, ctx.lengths, needs, means, variances, eps, iterations, _stages_of(stages), norm_training,
+            grad_out, tensors, ctx.lengths, needs, means, variances, eps, iterations, stages_of(stages), norm_training,
             return_states,
         )  # fmt: skip
     else:
