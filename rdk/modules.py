@@ -105,6 +105,23 @@ class Recurrent(nn.Module):
             found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
         return found
 
+    def stages_to_look_at(self) -> list[Stage]:
+        """functional_stages for who asks and runs nothing: weights that a hook or a parametrization computes are computed as in
+        evaluation mode, and nothing that they write stays (spectral_norm advances its vectors in training mode)."""
+        parts: list[nn.Module] = []
+        for stage in self.stages:
+            norms = set() if stage.norm is None else set(stage.norm.modules())  # type: ignore[union-attr, operator]
+            parts += [part for part in stage.modules() if part not in norms]
+        before = [dict(part.__dict__) for part in parts]
+        try:
+            for part in parts:
+                part.training = False
+            return self.functional_stages()
+        finally:
+            for part, attributes in zip(parts, before, strict=True):
+                part.__dict__.clear()
+                part.__dict__.update(attributes)
+
     def forward(
         self,
         x: Tensor,

@@ -104,7 +104,7 @@ def _training_step(
     memory_budget: int | None,
 ) -> Prepared:
     """The call of a training step, on an input that takes no memory, whatever its shape."""
-    stages = module.functional_stages()
+    stages = module.stages_to_look_at()
     weight = stages[0].first_weight()
     x = weight.new_empty(1).expand(tuple(input_shape))
     # autocast would copy the input, whole
@@ -167,7 +167,7 @@ def explain(
     if not isinstance(module, Recurrent):
         raise TypeError(f"rdk.explain: expected an rdk module, got {type(module).__name__}.")
     count = module.iterations if iterations is None else iterations
-    stages, owner = module.functional_stages(), f"rdk.{type(module).__name__}"
+    stages, owner = module.stages_to_look_at(), f"rdk.{type(module).__name__}"
     call = functional.prepare(
         x, stages, count, start, inject, return_states, module.checkpoint, module.memory_budget, owner
     )

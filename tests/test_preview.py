@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_dispatch import X, missing_backend
 from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import rdk
 from rdk import dispatch, functional, measured, recompute
@@ -131,3 +132,24 @@ def test_plan_refuses_what_is_no_shape_or_dtype(shape: Any, dtype: Any, error: t
 def test_explain_refuses_an_inject_that_is_no_tensor() -> None:
     with pytest.raises(TypeError, match="inject must be a torch.Tensor, got int"):
         rdk.explain(rdk.RecurrentLinear(4, 2), torch.randn(2, 4), inject=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("put_on", [spectral_norm, parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_looking_changes_nothing(put_on: Callable[..., Any], norm: str | None) -> None:
+    """spectral_norm advances its vectors whenever it computes a weight in training mode."""
+    module = rdk.RecurrentResidual(16, 4, norm=norm, checkpoint=2)
+    put_on(module.stages[1], "weight")
+    prune.l1_unstructured(module.stages[2], "weight", 0.5)
+    module.stages[0].training = False
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    modes, attributes = [part.training for part in module.modules()], [dict(part.__dict__) for part in module.modules()]
+    explanation, plan = rdk.explain(module, LARGE), rdk.plan(module, LARGE.shape)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert [part.training for part in module.modules()] == modes
+    for part, before in zip(module.modules(), attributes, strict=True):
+        assert part.__dict__.keys() == before.keys() and all(part.__dict__[name] is before[name] for name in before)
+    assert (
+        explanation.backward.split()[0] == plan.backend == rdk.explain(module.half().float(), LARGE).forward.split()[0]
+    )
