@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
     from rdk.functional import Stage
 
 CHECKPOINT_WORDS = ("auto", "none", "sqrt")
+
+
+def integer(value: Any) -> Any:
+    """A plain int for an integer of another kind (numpy's, say), whatever has __index__; all else as it is, for the checks to
+    refuse."""
+    if type(value) is int or isinstance(value, (bool, str, torch.SymInt)) or not hasattr(value, "__index__"):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of many, numpy's bool
+        return value
 
 
 def iterations_and_start(iterations: Any, start: Any, owner: str) -> None:
@@ -121,6 +133,7 @@ def checkpoint(value: Any, memory_budget: Any, owner: str) -> tuple[str, int]:
 
     Raises TypeError for a value of the wrong type, ValueError for an unknown word, a negative number, or both settings at once.
     """
+    value, memory_budget = integer(value), integer(memory_budget)
     if isinstance(value, bool) or not isinstance(value, (str, int, torch.SymInt)):
         raise TypeError(f"{owner}: checkpoint must be one of {CHECKPOINT_WORDS} or an integer, got {value!r}.")
     if isinstance(value, str) and value not in CHECKPOINT_WORDS:
@@ -207,13 +220,14 @@ def stages(values: Any, stage_type: type[Stage], owner: str) -> None:
                 f"{owner}: a weight must be (C, C, 3, 3) or (F, F); stage {number} has shape {tuple(shape)}. A stage keeps the "
                 f"shape of its input."
             )
-        if type(stage.dilation) is not int or stage.dilation < 1:
+        dilation, skip = integer(stage.dilation), integer(stage.skip)
+        if type(dilation) is not int or dilation < 1:
             raise ValueError(
                 f"{owner}: dilation must be an integer of at least 1, got {stage.dilation!r} in stage {number}."
             )
-        if stage.skip is not None and type(stage.skip) is not int:
+        if skip is not None and type(skip) is not int:
             raise TypeError(f"{owner}: skip must be None or an integer, got {stage.skip!r} in stage {number}.")
-        if stage.skip is not None and not 0 <= stage.skip <= number:
+        if skip is not None and not 0 <= skip <= number:
             raise ValueError(
                 f"{owner}: skip names the stage whose input is added, 0 to {number} in stage {number}, got {stage.skip}."
             )
@@ -223,9 +237,11 @@ def _shown(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def input_shape(value: Any, owner: str) -> None:
-    """Raises TypeError for what is no sequence of integers, ValueError for a negative one."""
-    sizes: Sequence[Any] = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
+def input_shape(value: Any, owner: str) -> tuple[int, ...]:
+    """The shape in plain ints. Raises TypeError for what is no sequence of integers, ValueError for a negative one."""
+    sizes: list[Any] = [None]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        sizes = [integer(size) for size in value]
     if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
         raise TypeError(
             f"{owner}: input_shape must be a sequence of integers, (N, C, H, W) or (*, F), got {_shown(value)}. For a "
@@ -233,6 +249,7 @@ def input_shape(value: Any, owner: str) -> None:
         )
     if any(size < 0 for size in sizes):
         raise ValueError(f"{owner}: input_shape must not hold a negative size, got {tuple(value)}.")
+    return tuple(sizes)
 
 
 def floating_dtype(value: Any, owner: str) -> None:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from rdk import checks
 from rdk.modules import Recurrent, RecurrentConv, RecurrentLinear, RecurrentResidual, StageParameters
 
 
@@ -52,6 +53,7 @@ def from_module(block: nn.Module | Sequence[nn.Module], iterations: int | None =
             small input, in evaluation or in training mode; both are tried on copies with random parameters.
     """
     blocks, tied = _blocks(block)
+    iterations = checks.integer(iterations)
     if iterations is None:
         if tied:
             raise ValueError("rdk.from_module: iterations is missing; say how often the block is to be applied.")

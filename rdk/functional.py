@@ -184,6 +184,7 @@ def prepare(
     owner: str,
 ) -> Prepared:
     """Every check of the arguments, autocast's cast, (rows, F) for a linear state, and the lists in the operator's order."""
+    iterations, start = checks.integer(iterations), checks.integer(start)
     checks.iterations_and_start(iterations, start, owner)
     checks.stages(stages, Stage, owner)
     checks.boolean(return_states, "return_states", owner)
@@ -209,7 +210,9 @@ def prepare(
         or (inject is not None and inject.requires_grad)
         or any(parameter.requires_grad for norm in norm_modules for parameter in norm.parameters())
     )
-    specs = tuple([StageSpec(s.dilation, s.relu, s.skip, s.norm is not None) for s in stages])
+    specs = tuple(
+        [StageSpec(checks.integer(s.dilation), s.relu, checks.integer(s.skip), s.norm is not None) for s in stages]
+    )
     return Prepared(
         x=x,
         inject=inject,

@@ -67,6 +67,7 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         owner = self._owner = f"rdk.{type(self).__name__}"
+        iterations, checkpoint, memory_budget = map(checks.integer, (iterations, checkpoint, memory_budget))
         checks.iterations_and_start(iterations, 0, owner)
         checks.positive(size, "features" if len(weight_shape) == 2 else "channels", owner)
         checks.checkpoint(checkpoint, memory_budget, owner)
@@ -175,11 +176,12 @@ def _recompute_weights(stage: nn.Module) -> None:
 
 
 def _dilations(dilation: int | Sequence[int], stages: int, owner: str) -> list[int]:
+    dilation = checks.integer(dilation)
     if not isinstance(dilation, (int, Iterable)):
         raise TypeError(
             f"{owner}: dilation must be an integer, or a list with one per stage ({stages}), got {dilation!r}."
         )
-    values = [dilation] * stages if isinstance(dilation, int) else list(dilation)
+    values = [dilation] * stages if isinstance(dilation, int) else [checks.integer(value) for value in dilation]
     if len(values) != stages:
         raise ValueError(f"{owner}: dilation needs one integer, or one per stage ({stages}), got {len(values)} values.")
     for value in values:
@@ -220,6 +222,7 @@ class RecurrentConv(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        channels = checks.integer(channels)
         (one,) = _dilations(dilation, 1, "rdk.RecurrentConv")
         super().__init__(
             channels,
@@ -276,6 +279,7 @@ class RecurrentResidual(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        channels, blocks = checks.integer(channels), checks.integer(blocks)
         checks.positive(blocks, "blocks", "rdk.RecurrentResidual")
         first = 1 if recall else 0
         each = _dilations(dilation, first + 2 * blocks, "rdk.RecurrentResidual")
@@ -336,6 +340,7 @@ class RecurrentLinear(Recurrent):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        features = checks.integer(features)
         super().__init__(
             features,
             iterations,

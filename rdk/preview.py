@@ -83,7 +83,7 @@ def plan(
     owner = "rdk.plan"
     if not isinstance(module, Recurrent):
         raise TypeError(f"{owner}: expected an rdk module, got {type(module).__name__}.")
-    checks.input_shape(input_shape, owner)
+    input_shape = checks.input_shape(input_shape, owner)
     checks.floating_dtype(dtype, owner)
     if memory_budget is None and checkpoint is None:
         checkpoint, memory_budget = module.checkpoint, module.memory_budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,3 +136,46 @@ def test_bad_sizes_get_a_sentence() -> None:
         recurrent(X, [Stage(torch.zeros(4, 4, 5, 5))], 3)
     with pytest.raises(ValueError, match="skip names the stage whose input is added"):
         recurrent(X, [Stage(torch.zeros(4, 4, 3, 3), skip=1)], 3)
+
+
+def plain_only(value: Any) -> bool:
+    """Whether no integer in a module's own attributes is of another library."""
+    if isinstance(value, (list, tuple)):
+        return all(map(plain_only, value))
+    return not hasattr(value, "__index__") or type(value) in (int, bool)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_integers_of_another_library_become_plain_ones(kind: Any) -> None:
+    n = kind(2)
+    modules = [
+        rdk.RecurrentConv(kind(4), kind(3), dilation=n, checkpoint=n),
+        rdk.RecurrentConv(4, 3, memory_budget=kind(100)),
+        rdk.RecurrentResidual(kind(4), kind(3), blocks=n, dilation=[n] * 4),
+        rdk.RecurrentLinear(kind(4), kind(3), tied=False),
+        rdk.from_module(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), n, checkpoint=n),
+    ]
+    for module in modules:
+        for name, value in vars(module).items():
+            assert plain_only(value), (name, value)
+    weight = torch.randn(4, 4, 3, 3)
+    x = torch.randn(2, 4, 40, 40)
+    found = recurrent(x, [Stage(weight, dilation=n, skip=kind(0))], n, start=kind(0), checkpoint=n)
+    assert torch.equal(found, recurrent(x, [Stage(weight, dilation=2, skip=0)], 2, checkpoint=2))
+    plain, other = (rdk.plan(modules[0], tuple(map(k, (2, 4, 40, 40))), checkpoint=k(1)) for k in (int, kind))
+    assert plain == other
+    assert torch.equal(modules[0](x, iterations=n, start=kind(1)), modules[0](x, iterations=2, start=1))
+
+
+@pytest.mark.parametrize("value", [np.float64(2), np.bool_(True), np.array([1, 2]), np.array(2.0), True, 2.0])
+def test_what_is_no_integer_is_refused(value: Any) -> None:
+    for make in (
+        lambda: rdk.RecurrentConv(value, 3),
+        lambda: rdk.RecurrentConv(4, value),
+        lambda: rdk.RecurrentConv(4, 3)(X, iterations=value),
+        lambda: rdk.plan(rdk.RecurrentConv(4, 3), (2, 4, 5, value)),
+    ):
+        with pytest.raises(TypeError, match="must be an integer|must be a sequence of integers"):
+            make()
+    with pytest.raises((TypeError, ValueError), match="dilation must be an integer"):
+        rdk.RecurrentConv(4, 3, dilation=[value])
