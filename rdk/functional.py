@@ -98,8 +98,8 @@ def recurrent(
         owner: how error messages name the caller.
 
     Returns:
-        The last state, as x in shape and memory format; with return_states (iterations, *x.shape). Under autocast its
-        dtype is the autocast dtype, as for nn.Conv2d.
+        The last state, as x in shape, and in the memory format of nn.Conv2d's output for x; with return_states
+        (iterations, *x.shape). Under autocast its dtype is the autocast dtype, as for nn.Conv2d.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, in a sentence that names the value received.

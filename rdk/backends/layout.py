@@ -31,13 +31,27 @@ def aligned(maps: Tensor) -> Tensor:
 
 
 def is_channels_last(state: Tensor) -> bool:
-    """Whether the caller's state has channels innermost; a layout that is both counts as contiguous."""
-    return state.dim() == 4 and not state.is_contiguous() and state.is_contiguous(memory_format=torch.channels_last)
+    """Whether the output of nn.Conv2d and a ReLU for this input has channels innermost: the input's strides ascend in the order
+    C, W, H, N, be it dense or a slice. A layout that is both counts as contiguous.
+
+    Source: is_channels_last_strides_2d of c10/core/MemoryFormat.h.
+    """
+    if state.dim() != 4:
+        return False
+    sizes, strides = state.shape, state.stride()
+    if sizes[1] == 1 or (sizes[2] == 1 and sizes[3] == 1) or strides[1] == 0:
+        return False
+    step = strides[1] * sizes[1]
+    for dimension in (3, 2):
+        if strides[dimension] < step:
+            return False
+        step = strides[dimension] * sizes[dimension]
+    return bool(strides[0] >= step)
 
 
 def dense(state: Tensor) -> Tensor:
-    """`state` in one of the two layouts: its own where it has one of them, else contiguous."""
-    return state if is_channels_last(state) else state.contiguous()
+    """`state` in one of the two layouts, a copy only where it is in neither."""
+    return channels_last(state) if is_channels_last(state) else state.contiguous()
 
 
 def outside_strides(shape: Sequence[int], like: Tensor) -> tuple[int, ...]:
