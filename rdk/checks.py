@@ -97,6 +97,37 @@ def same_dtype(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: 
                 )
 
 
+def no_mixed_distribution(
+    x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor], plain: bool, owner: str
+) -> None:
+    """Raises TypeError where some tensors are DTensors and others not, or where all are and no operator of PyTorch's runs."""
+    given = [("the input", x)] + [
+        (name, tensor) for name, tensors in _named(inject, weights, biases) for tensor in tensors
+    ]
+    spread = [_is_dtensor(tensor) for _, tensor in given]
+    if not any(spread):
+        return
+    if not all(spread):
+        name = given[spread.index(not spread[0])][0]
+        kinds = ("a DTensor", "a torch.Tensor") if spread[0] else ("a torch.Tensor", "a DTensor")
+        raise TypeError(
+            f"{owner}: the input is {kinds[0]}, {name} is {kinds[1]}. Apply fully_shard to the whole rdk module or to one around "
+            f"it, which gathers the parameters for a call, and not to a stage, which is never called; or make DTensors of all."
+        )
+    if not plain:
+        raise TypeError(
+            f"{owner}: the tensors are DTensors, which only PyTorch's own operators take. Use backend='eager' with "
+            f"checkpoint='none', or fully_shard on the whole rdk module, which gathers the parameters for a call."
+        )
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Whether this is a torch.distributed.tensor.DTensor; importing that for a check would take long."""
+    return (
+        type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    )
+
+
 def parameters(weights: Sequence[Any], biases: Sequence[Any], shape: torch.Size, owner: str) -> None:
     """Raises TypeError for a weight or bias (None aside) that is no tensor, ValueError where it has another shape than the
     first weight's asks for."""

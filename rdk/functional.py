@@ -115,6 +115,7 @@ def recurrent(
             return eager.plain(x, None, weights, biases, (), specs, iterations, False)
     call = prepare(x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, owner)
     route = decide(call, backend, owner)
+    checks.no_mixed_distribution(call.x, call.inject, call.weights, call.biases, route.plain, owner)
     if route.backend == "none":
         return call.x.new_empty((0, *x.shape)) if return_states else x
     out = _plain(call) if route.plain else _operator(call, route.backend)
