@@ -365,6 +365,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any
             return_states,
         )  # fmt: skip
     else:
+        offer_flops()
         grads = torch.ops.rdk.recurrent_bwd(
             grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs
         )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_cases import needs_cpu_backend
+from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 import rdk
@@ -52,6 +53,15 @@ def test_cpu_backend_counts_direct_convolutions() -> None:
     module = rdk.RecurrentConv(16, 5, backend="cpu")
     assert counted(module, torch.randn(2, 16, 14, 14)) == (5 * ONE, (4 + 5) * ONE)
     assert counted(module, torch.randn(2, 16, 14, 14), return_states=True) == (5 * ONE, (4 + 5) * ONE)
+
+
+def test_a_backward_is_counted_whose_forward_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {name: count for name, count in flop_counter.flop_registry.items() if "rdk" not in str(name)}
+    monkeypatch.setattr(flop_counter, "flop_registry", others)  # as before any call
+    y = rdk.RecurrentConv(16, 5, checkpoint=4, backend="eager")(torch.randn(2, 16, 14, 14))
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == (4 + 5) * ONE
 
 
 def test_flops_stand_under_the_module_that_spent_them() -> None:
