@@ -139,8 +139,14 @@ def binomial(iterations: int, states: int) -> Schedule:
     """checkpoint=k: the split of k states into kept and slots that runs the fewest iterations again."""
     if states >= iterations - 1:
         return Schedule(kept=max(iterations - 1, 0), slots=0, taped=0)
-    kept = min(range(states, -1, -1), key=lambda kept: _even_cost(iterations, kept + 1, states - kept))
-    return Schedule(kept=kept, slots=states - kept, taped=0)
+    best, least = states, _even_cost(iterations, states + 1, 0)
+    for kept in range(states - 1, -1, -1):
+        if iterations - kept - 1 >= least:  # each of kept + 1 segments runs all its iterations but one again, at least
+            break
+        cost = _even_cost(iterations, kept + 1, states - kept)
+        if cost < least:
+            best, least = kept, cost
+    return Schedule(kept=best, slots=states - best, taped=0)
 
 
 @lru_cache(maxsize=4096)
@@ -149,7 +155,8 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
 
     fixed_bytes is what the backend holds whatever the schedule. When all states fit, the rest of the budget tapes as many
     of the last iterations as it can. When they don't, taping one iteration costs more states, each worth at least one
-    iteration run again, than it saves; except where tapes rebuild the states: there every number of taped iterations is tried.
+    iteration run again, than it saves; except where tapes rebuild the states: there every number of taped iterations is tried
+    that could be better than the best so far, were slots free.
     Raises BudgetError, naming the smallest budget that fits.
     """
     iterations = problem.iterations
@@ -166,11 +173,21 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
         states = (memory_budget - peak(least)) // max(problem.map_bytes, 1)
         if states < 0:
             break
-        schedule = binomial(iterations - taped, states)
-        candidates.append(Schedule(kept=schedule.kept + least.kept, slots=schedule.slots, taped=taped))
+        untaped = iterations - taped
+        with_free_slots = Schedule(kept=least.kept + min(states, untaped - 1), slots=untaped, taped=taped)
+        candidates.append((recomputed_convolutions(problem, with_free_slots), taped, states))
     if not candidates:
         raise _too_small(peak(Schedule(kept=0, slots=0, taped=0)), memory_budget)
-    return min(candidates, key=lambda schedule: recomputed_convolutions(problem, schedule))
+    best: tuple[int, int, Schedule] | None = None
+    for bound, taped, states in sorted(candidates):
+        if best is not None and bound > best[0]:
+            break
+        part = binomial(iterations - taped, states)
+        schedule = Schedule(kept=part.kept + (1 if taped else 0), slots=part.slots, taped=taped)
+        found = (recomputed_convolutions(problem, schedule), taped, schedule)
+        best = found if best is None else min(best, found)
+    assert best is not None
+    return best[2]
 
 
 def _most_taped(iterations: int, peak: Callable[[Schedule], int], memory_budget: int) -> Schedule:

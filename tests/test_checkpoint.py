@@ -140,6 +140,54 @@ def test_budget_takes_the_cheapest_schedule_that_fits(
         assert checkpoint.recomputed_convolutions(p, chosen) == best, (budget, chosen)
 
 
+def exhaustive(p: Problem, states_at: list[int]) -> Schedule:
+    """The first cheapest of every number of taped iterations and, for each, every division of the states it leaves."""
+    found = []
+    for taped, states in enumerate(states_at):
+        untaped = p.iterations - taped
+        if states >= untaped - 1:
+            divisions = [(untaped - 1, 0)]
+        else:
+            divisions = [(kept, states - kept) for kept in range(states, -1, -1)]
+        found += [Schedule(kept + (1 if taped else 0), slots, taped) for kept, slots in divisions]
+    return min(found, key=lambda schedule: checkpoint.recomputed_convolutions(p, schedule))
+
+
+@given(st.integers(2, 120), st.integers(1, 3), st.integers(1, 200))
+def test_a_budget_with_tapes_that_rebuild_states_finds_what_trying_all_finds(n: int, stages: int, maps: int) -> None:
+    p = problem(n, stages, norm=True)
+    # one iteration's tape is always there; taping some also keeps the state that enters them
+    states_at = [maps - stages - taped * stages - (1 if taped else 0) for taped in range(n)]
+    states_at = [states for states in states_at if states >= 0]
+    if states_at and states_at[0] < n - 1:
+        chosen = checkpoint.under_budget(p, 0, maps * p.map_bytes)
+        best = exhaustive(p, states_at)
+        cost = checkpoint.recomputed_convolutions
+        assert (cost(p, chosen), chosen.taped) == (cost(p, best), best.taped)
+        if chosen.taped == 0:
+            assert chosen == best
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("maps", [100, 1500, 2990])
+def test_planning_tapes_that_rebuild_states_tries_few_schedules(
+    stages: int, maps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+    even_cost = checkpoint._even_cost
+
+    def counted(*arguments: int) -> int:
+        nonlocal tried
+        tried += 1
+        return even_cost(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_even_cost", counted)
+    checkpoint.binomial.cache_clear()
+    n = 3000
+    checkpoint.under_budget.__wrapped__(problem(n, stages, norm=True), 0, 8 * maps)
+    assert tried <= 10 * n  # all schedules together are some n² of them
+
+
 def test_known_figures() -> None:
     # Griewank & Walther (2000): C(s + r, s) iterations need r repetitions with s snapshots
     assert checkpoint.repetitions(56, 3) == 5 and checkpoint.repetitions(57, 3) == 6
