@@ -16,7 +16,7 @@ import rdk
 from rdk import dispatch
 from rdk.backends import cpu_runs
 from rdk.backends.base import StageSpec
-from rdk.testing import peak_bytes
+from rdk.testing import assert_close, peak_bytes, step
 
 pytestmark = needs_cpu_backend
 
@@ -101,10 +101,13 @@ def test_inference_holds_no_states() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_an_interrupt_ends_a_long_call_soon(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("images,n", [(200, 100), (1, 40_000)])
+def test_an_interrupt_ends_a_long_call_soon(
+    images: int, n: int, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cpu_runs, "SLICE_PRODUCTS", 10**8)
-    module = rdk.RecurrentConv(64, 100, backend="cpu", checkpoint=0)
-    x = torch.randn(200, 64, 28, 28, requires_grad=training)
+    module = rdk.RecurrentConv(64, n, backend="cpu", checkpoint=0)
+    x = torch.randn(images, 64, 28, 28, requires_grad=training)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -121,6 +124,44 @@ def test_an_interrupt_ends_a_long_call_soon(training: bool, monkeypatch: pytest.
     assert time.monotonic() - start < 5.0  # the whole call takes several times that
     with torch.no_grad():  # nothing was left in disorder
         assert module(x[:2].detach(), iterations=2).isfinite().all()
+
+
+@pytest.mark.parametrize("kw", [{}, {"checkpoint": 3}, {"tied": False}, {"return_states": True}])
+@pytest.mark.parametrize("cls", [rdk.RecurrentConv, rdk.RecurrentResidual])
+def test_calls_of_a_few_iterations_compute_the_same(
+    cls: type, kw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits forward; parameter gradients in another order of summation. No call is larger than it may be."""
+    returned = {"return_states": True} if kw.pop("return_states", False) else {}
+    module = cls(24, 9, **kw, backend="cpu")
+    x, inject = torch.randn(2, 3, 24, 13, 9).unbind()
+    whole = step(module, x, inject, **returned)
+    each = 9 * 24 * 24 * 13 * 9 * len(module.stages)  # multiply-adds of an image's iteration
+    plan = cpu_runs.plan_for(tuple(x.shape), (StageSpec(),), "fast", torch.get_num_threads())
+    allowed = 8 * each * min(3, plan.group * plan.workers)
+    monkeypatch.setattr(cpu_runs, "SLICE_PRODUCTS", allowed)
+    calls: list[int] = []
+    slices = cpu_runs.slices
+
+    def watched(problem: Any, plan: Any, iterations: int) -> Any:
+        for first, last in slices(problem, plan, iterations):
+            calls.append(iterations * (last - first) * each)
+            yield first, last
+
+    monkeypatch.setattr(cpu_runs, "slices", watched)
+    in_parts = step(module, x, inject, **returned)
+    assert len(calls) > 2 and max(calls) <= allowed
+    assert torch.equal(in_parts["output"], whole["output"])
+    assert torch.equal(in_parts["input gradient"], whole["input gradient"])
+    assert_close(in_parts, whole, 2e-6)
+
+
+def test_memory_of_a_run_in_parts_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_runs, "SLICE_PRODUCTS", 10**7)
+    module = rdk.RecurrentConv(16, 12, backend="cpu")
+    x = torch.randn(4, 16, 64, 64)
+    planned, measured = rdk.plan(module, x.shape).bytes_peak, step_bytes(module, x)
+    assert measured <= planned <= measured + 4 * x.numel() * 4
 
 
 def test_other_threads_run_meanwhile() -> None:

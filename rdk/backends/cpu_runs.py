@@ -74,12 +74,17 @@ def workspace_bytes(problem: Problem) -> int:
 
 def slices(problem: Problem, plan: Plan, iterations: int) -> Iterator[tuple[int, int]]:
     """Ranges of images, whole rounds of groups each, for one operator call apiece."""
-    images = problem.shape[0]
-    products = 9 * problem.channels * (problem.map_bytes // 4 // images) * len(plan.filter_floats) * iterations
     round_images = plan.group * plan.workers
-    step = max(1, SLICE_PRODUCTS // max(products * round_images, 1)) * round_images
-    for first in range(0, images, step):
-        yield first, min(images, first + step)
+    step = max(1, SLICE_PRODUCTS // max(_products(problem, plan, iterations), 1)) * round_images
+    for first in range(0, problem.shape[0], step):
+        yield first, min(problem.shape[0], first + step)
+
+
+def _products(problem: Problem, plan: Plan, iterations: int) -> int:
+    """Multiply-adds of one round of groups in a direct convolution."""
+    images, channels, height, width = problem.shape
+    round_images = min(images, plan.group * plan.workers)
+    return 9 * channels**2 * height * width * round_images * len(plan.filter_floats) * iterations
 
 
 def workspace(plan: Plan, worker_floats: int) -> Tensor:
@@ -107,13 +112,16 @@ def _transform(weights: Sequence[Tensor], problem: Problem, plan: Plan, transpos
     return made
 
 
-def parts(problem: Problem, plan: Plan, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Iterations that run in one go: all when tied, else as many as the bytes for transformed filters allow."""
-    step = last - first
+def parts(problem: Problem, plan: Plan, first: int, last: int, work: int = 1) -> Iterator[tuple[int, int]]:
+    """Iterations that run in one go, about as many in each: at most what one operator call may take of one round of groups and,
+    untied, of transformed filters. work: multiply-adds for each of a direct convolution, 2 in the backward."""
+    step = max(1, SLICE_PRODUCTS // _products(problem, plan, work))
     if not problem.tied:
-        step = max(1, UNTIED_FILTER_BYTES // (4 * sum(plan.filter_floats)))
-    for begin in range(first, last, step):
-        yield begin, min(last, begin + step)
+        step = min(step, max(1, UNTIED_FILTER_BYTES // (4 * sum(plan.filter_floats))))
+    count = last - first
+    number = -(-count // step)
+    for part in range(number):
+        yield first + part * count // number, first + (part + 1) * count // number
 
 
 def norm_constants(call: Call) -> Tensor:
@@ -214,15 +222,17 @@ class RunGradients:
     ) -> Tensor:
         if self.inject_sum is None and self.needs.inject and self.call.inject is not None:
             self.inject_sum = torch.zeros_like(self.call.inject)
-        if self.problem.tied:
-            return self._run(first, last, state, states, tapes, grad, state_grads)
-        maps = self.problem.tape_maps
-        for iteration in range(last - 1, first - 1, -1):
-            at = iteration - first
-            entering = state if at == 0 else states[at - 1]  # type: ignore[index]
-            tape = None if tapes is None else tapes[at * maps : (at + 1) * maps]
-            grad = self._run(iteration, iteration + 1, entering, None, tape, grad, state_grads)
-            self._collect(iteration)
+        maps, tied = self.problem.tape_maps, self.problem.tied
+        found = parts(self.problem, self.plan, first, last, 2) if tied else ((t, t + 1) for t in range(first, last))
+        own: Tensor | None = None
+        for begin, end in reversed(list(found)):
+            a, b = begin - first, end - first
+            entering = state if a == 0 else states[a - 1]  # type: ignore[index]
+            between = None if states is None else states[a : b - 1]
+            part_tapes = None if tapes is None else tapes[a * maps : b * maps]
+            own = grad = self._run(begin, end, entering, between, part_tapes, grad, state_grads, own)
+            if not tied:
+                self._collect(begin)
         return grad
 
     def _run(
@@ -234,14 +244,18 @@ class RunGradients:
         tapes: Tensor | None,
         grad: Tensor,
         state_grads: Tensor | None,
+        room: Tensor | None,
     ) -> Tensor:
+        """As run, in one part. room: where the result may go, also `grad` itself: a group is read before it is written."""
         problem, plan = self.problem, self.plan
         index = self.call.parameter_index(first, 0)
         stages = range(index, index + len(problem.stages))
         wants_weight = [int(self.needs.weights[i]) for i in stages]
         wants_bias = [int(bool(self.call.biases) and self.needs.biases[i]) for i in stages]
         wants_input = first > 0 or self.needs.state
-        out = empty_outside(state.shape, like=state) if wants_input else None
+        if wants_input and room is None:
+            room = empty_outside(state.shape, like=state)
+        out = room if wants_input else None
         if state_grads is not None:
             state_grads = state_grads[max(first - 1, 0) : last - 1]
         filters = filters_of(self.call, plan, first, last, transposed=True)
