@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rdk import checkpoint as planner
 from rdk import checks, functional, ops
-from rdk.backends import eager
+from rdk.backends import eager_workspace
 from rdk.functional import Prepared, Route
 from rdk.modules import Recurrent
 
@@ -126,7 +126,7 @@ def _planned(call: Prepared, route: Route) -> Plan:
         schedule = planner.everything(n)
         kept = live = n * sum(2 if stage.norm else 1 for stage in call.stages) - 1
         states = n - 1
-        fixed = eager.PLAIN_WORKSPACE_MAPS * problem.map_bytes
+        fixed = eager_workspace.plain_bytes(problem)
     else:
         schedule, fixed = _schedule(call, route.backend)
         kept, live = planner.kept_maps(problem, schedule), planner.live_maps(problem, schedule)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import rdk
+from rdk.backends import eager_workspace
+from rdk.backends.base import Problem, StageSpec
 from rdk.backends.eager import EagerBackend
 from rdk.testing import assert_close, peak_bytes, plain_eager, step
 
@@ -69,6 +71,51 @@ def test_plan_is_an_upper_bound_and_a_close_one(
     planned = rdk.plan(module, x.shape).bytes_peak / (x.numel() * x.element_size())
     measured = held_maps(module, x)
     assert measured <= planned <= measured + 5.0
+
+
+COLUMNS: list[tuple[type, dict[str, Any], tuple[int, int, int, int]]] = [
+    (rdk.RecurrentConv, {}, (6, 16, 14, 14)),
+    (rdk.RecurrentConv, {"dilation": 2}, (6, 16, 14, 14)),
+    (rdk.RecurrentConv, {"norm": "batch"}, (3, 24, 12, 9)),
+    (rdk.RecurrentResidual, {"dilation": [1, 2, 1, 2]}, (1, 32, 12, 12)),
+]
+
+
+@pytest.mark.parametrize("cls,kw,shape", COLUMNS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("checkpoint,threads", [("none", 1), (0, 2)])
+def test_plan_counts_what_convolutions_hold_inside(
+    cls: type, kw: dict[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype, checkpoint: Any, threads: int
+) -> None:
+    """PyTorch's columns (nine maps) where oneDNN does not take the convolution, and what oneDNN holds where it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        module = cls(shape[1], 3, **kw, checkpoint=checkpoint, backend="eager", dtype=dtype)
+        x = torch.randn(shape).to(dtype)
+        planned = rdk.plan(module, x.shape).bytes_peak / (x.numel() * x.element_size())
+        measured = held_maps(module, x)
+    finally:
+        torch.set_num_threads(before)
+    weights = sum(p[0].numel() for p in module.stages[0].parameters()) * shape[1] / x.numel()
+    # the room: copies that not every layout makes, and oneDNN's sums for as many threads as there might be
+    assert measured <= planned <= 1.3 * measured + 2.0 + 8.0 * weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 32, 16, 16), (2, 32, 16, 16), (1, 20, 32, 32), (1, 20, 32, 33)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_onednn_takes_what_pytorch_gives_it(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], dilation: int
+) -> None:
+    problem = Problem(
+        "conv", (StageSpec(dilation),), shape, dtype, torch.device("cpu"), 1, True, False, False, False, True, False,
+        "exact",
+    )  # fmt: skip
+    x, weight = (torch.empty(1, dtype=dtype).expand(size) for size in (shape, (shape[1], shape[1], 3, 3)))
+    pair = [dilation, dilation]
+    chosen = torch._C._select_conv_backend(x, weight, None, [1, 1], pair, pair, False, [0, 0], 1, None)
+    assert eager_workspace.takes_onednn(problem) == (chosen == torch._C._ConvBackend.Mkldnn)
 
 
 def test_gradients_of_many_weights_are_not_held_twice() -> None:

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rdk.backends import eager_workspace
 from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Problem, StageSpec, Store
 
 aten = torch.ops.aten
-
-# maps that plain autograd holds at its peak beside those it keeps: a sum, its gradient, copies in the other memory layout
-PLAIN_WORKSPACE_MAPS = 4
 
 
 def plain(
@@ -72,18 +70,7 @@ class EagerBackend:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """A stage's input, sum and result, or their gradients, and a copy of input and output in the other memory layout;
-        the open skips and their gradients; with norm the stages' inputs built again. Beside maps: products with the
-        weight in PyTorch's own layout, and, for half types, parameter gradients summed in float32."""
-        stages = len(problem.stages)
-        maps = (
-            5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0) + (stages if problem.norm else 0)
-        )
-        weight = problem.channels**2 * (9 if problem.kind == "conv" else 1)
-        sums = 0
-        if problem.dtype.itemsize < 4:
-            sums = 4 * weight * stages * (1 if problem.tied else problem.iterations)
-        return maps * problem.map_bytes + 3 * weight * problem.dtype.itemsize + sums
+        return eager_workspace.peak_bytes(problem)
 
     def any_layout(self, problem: Problem) -> bool:
         return False
