@@ -2,6 +2,7 @@
 
     --output PATH    the file to write (default: the package's own configurations.json)
     --channels, --pixels, --dtypes   the problems to tune for
+    --minutes M      begin no problem after that time (default: no limit); what was measured is written, what is left is said
 
 Nothing is tuned while a user's program runs: this is the only place. A tile is timed only after its result was compared with
 PyTorch's own, and kept only if every launch that takes its tile compiles, fits the device and spills no register.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,11 +90,23 @@ def tune(
     weight_gradient_tiles: Sequence[WeightGradientTile] = WEIGHT_GRADIENT_TILES,
     report: Callable[[str], None] = print,
     save: Callable[[Device], None] = lambda tuned: None,
+    minutes: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Device:
-    """`own` with the entry of every problem replaced by the fastest tile measured, in both lists; `save` gets it after each."""
+    """`own` with the entry of every problem replaced by the fastest tile measured, in both lists; `save` gets it after each.
+
+    After `minutes`, by a `clock` in seconds, no problem is begun: `report` is told which are left.
+    """
     bench = Bench(own, device, timer, compiler, shared_limit, report)
     conv, weights = list(own.conv), list(own.weight_gradient)
-    for problem in problems:
+    problems, start = list(problems), clock()
+    for number, problem in enumerate(problems):
+        if minutes is not None and clock() - start >= 60 * minutes:
+            left = problems[number:]
+            report(f"{minutes:g} minutes are over; {len(left)} of {len(problems)} problems are left:")
+            for each in left:
+                report(f"  {each}")
+            break
         for outcome, entries in (
             (_tune_conv(bench, problem, conv_tiles), conv),
             (_tune_weight_gradient(bench, problem, weight_gradient_tiles), weights),
@@ -245,6 +259,13 @@ def problems_of(channels: Iterable[int], pixels: Iterable[int], dtypes: Iterable
     return [TuningProblem((batch, count, 16, 16), *kinds[name]) for name in dtypes for count, batch in sizes]
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rdk.tune", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=configurations.path(), metavar="PATH")
@@ -253,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtypes", nargs="+", default=["bfloat16", "tf32"], choices=["bfloat16", "float16", "tf32", "float32"]
     )
+    parser.add_argument("--minutes", type=_positive, metavar="M")
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         refusal = "rdk.tune: PyTorch sees no GPU here, and tiles are chosen by timing them on one. Nothing was written."
@@ -284,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with torch.no_grad():
-            tune(start, device, problems, timer, compiler, shared_limit, save=save)
+            tune(start, device, problems, timer, compiler, shared_limit, save=save, minutes=chosen.minutes)
     except KeyboardInterrupt:
         print("rdk.tune: stopped; the problems measured so far are written.", file=sys.stderr)
         return 130

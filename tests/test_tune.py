@@ -72,6 +72,35 @@ def test_a_problem_is_saved_before_the_next_is_begun() -> None:
     assert len(saved) == 1 and configurations.nearest(saved[0].conv, "ieee", 3, 16).tile == CONV[1]
 
 
+def test_after_its_minutes_no_problem_is_begun_and_what_is_left_is_said() -> None:
+    """Two and a half minutes at one a problem: the third is still measured, the fourth is not."""
+    said: list[str] = []
+    saved: list[configurations.Device] = []
+    now = 0.0
+    problems = [PROBLEM._replace(shape=(batch, 3, 4, 4)) for batch in (1, 2, 3, 4)]
+
+    def save(tuned: configurations.Device) -> None:
+        nonlocal now
+        now += 60.0
+        saved.append(tuned)
+
+    tuned = tune.tune(
+        own(), DEVICE, problems, lambda run: 1.0, built, LIMIT, CONV[:1], WEIGHTS[:1], said.append, save,
+        minutes=2.5, clock=lambda: now,
+    )  # fmt: skip
+    assert len(saved) == 3 and tuned == saved[-1]
+    measured = [entry.pixels for entry in tuned.conv if entry.origin == "measured" and entry.channels == 3]
+    assert sorted(measured) == [16, 32, 48]
+    assert said[-2:] == ["2.5 minutes are over; 1 of 4 problems are left:", f"  {problems[3]}"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])
+def test_minutes_must_be_above_zero(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tune.main(["--minutes", text])
+    assert "--minutes" in capsys.readouterr().err
+
+
 def test_a_fault_that_shows_after_the_launch_leaves_a_tile_out(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = [RuntimeError("CUDA error: misaligned address")]
 
