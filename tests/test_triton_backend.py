@@ -301,7 +301,7 @@ def test_compiled_whole(cls: type, kw: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, channels", enumerate([1, 3, 16, 17, 40]))
+@pytest.mark.parametrize("number, channels", list(enumerate([1, 3, 16, 17, 40])))
 @pytest.mark.parametrize("size", [(1, 7), (5, 3), (9, 13)])
 @pytest.mark.parametrize(
     "cls,kw",
