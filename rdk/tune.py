@@ -260,7 +260,10 @@ def problems_of(channels: Iterable[int], pixels: Iterable[int], dtypes: Iterable
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text}")
     return value

@@ -98,7 +98,7 @@ def test_after_its_minutes_no_problem_is_begun_and_what_is_left_is_said() -> Non
 def test_minutes_must_be_above_zero(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tune.main(["--minutes", text])
-    assert "--minutes" in capsys.readouterr().err
+    assert f"--minutes: expected a number of minutes above 0, got {text}" in capsys.readouterr().err
 
 
 def test_a_fault_that_shows_after_the_launch_leaves_a_tile_out(monkeypatch: pytest.MonkeyPatch) -> None:
