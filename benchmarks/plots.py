@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks import floors, records, summary
+from benchmarks import floors, labels, records, summary
 from benchmarks.contenders import EAGER
+from benchmarks.labels import Label
 from benchmarks.problem import PRECISIONS
 from benchmarks.records import Record, Setting
 from benchmarks.summary import Point
@@ -236,10 +237,6 @@ def roofline(found: Sequence[Record], setting: Setting) -> Figure | None:
         marker = {"training": "^", "forward": "o", "rollout": "s"}[pass_name]
         filled = colour if who == "rdk" else "none"
         axes.plot(*zip(*points, strict=True), marker, ms=7, mfc=filled, mec=colour, label=f"{who}, {pass_name}")
-        beside: dict[str, Any] = {"xytext": (5, 3)} if pass_name != "training" else {"xytext": (-5, -8), "ha": "right"}
-        for point in of_both if who == "rdk" else []:
-            place = (point.intensity, point.rate / unit)
-            axes.annotate(point.label, place, textcoords="offset points", fontsize=6, color=colour, **beside)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.xaxis)
@@ -250,6 +247,8 @@ def roofline(found: Sequence[Record], setting: Setting) -> Figure | None:
     axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color="#666666")
     figure.legend(fontsize=8, loc="outside right upper")
     axes.set_title(f"Roofline, {setting.name}", loc="left")
+    ours = [Label(point.label, point.intensity, point.rate / unit) for point in best if point.who == "rdk"]
+    labels.put(axes, ours, [(point.intensity, point.rate / unit) for point in best], OURS, size=6)
     return figure
 
 
