@@ -33,11 +33,10 @@ def put(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float
         text = axes.text(label.x, label.y, label.text, fontsize=size)
         extent = text.get_window_extent()
         text.remove()
-        best = min(
+        gap, box = min(
             _candidates(spot, extent.width, extent.height, pixels),
             key=lambda candidate: (_hidden(candidate[1], taken, axes.bbox), candidate[0]),
         )
-        gap, box = best
         taken.append(box)
         shift = ((box.x0 + box.x1) / 2 - spot[0]) / pixels, ((box.y0 + box.y1) / 2 - spot[1]) / pixels
         line = (
