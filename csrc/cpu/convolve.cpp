@@ -27,15 +27,61 @@ void move_group(const Group& group, const MapView& map, float* buffer, Move move
   });
 }
 
+// A row of tiles of one sub-grid of one image. Walked without a division: there are many, of few tiles.
+class Line {
+ public:
+  int row, height, width;  // which row of tiles; pixels of the sub-grid
+
+  Line(const Geometry& geometry, const StagePlan& stage, int64_t number)
+      : row(static_cast<int>(number % stage.rows.tiles())), geometry_(geometry), stage_(stage) {
+    number /= stage.rows.tiles();
+    grid_col_ = static_cast<int>(number % stage.grid_cols);
+    number /= stage.grid_cols;
+    grid_row_ = static_cast<int>(number % stage.grid_rows);
+    image_ = number / stage.grid_rows;
+    measure();
+  }
+
+  void advance() {
+    if (++row < stage_.rows.tiles()) return;
+    row = 0;
+    if (++grid_col_ == stage_.grid_cols) {
+      grid_col_ = 0;
+      if (++grid_row_ == stage_.grid_rows) {
+        grid_row_ = 0;
+        ++image_;
+      }
+    }
+    if (stage_.dilation > 1) measure();
+  }
+
+  // floats from the start of the group's buffer to the sub-grid's first pixel
+  int64_t corner() const {
+    return image_ * geometry_.image() + geometry_.origin() + grid_row_ * geometry_.row() + grid_col_ * kBlock;
+  }
+
+ private:
+  void measure() {
+    height = (geometry_.height - grid_row_ + stage_.dilation - 1) / stage_.dilation;
+    width = (geometry_.width - grid_col_ + stage_.dilation - 1) / stage_.dilation;
+  }
+
+  const Geometry& geometry_;
+  const StagePlan& stage_;
+  int grid_row_, grid_col_;
+  int64_t image_;
+};
+
 }  // namespace
 
 void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t last, Chunk& chunk) {
   const Geometry& geometry = plan.geometry;
-  const int dilation = stage.dilation;
   const Cover &rows = stage.rows, &cols = stage.cols;
   chunk.strips.clear();
   chunk.parts.clear();
   int32_t numbered = 0, starts[5] = {};
+  const int64_t first_line = first / cols.tiles(), last_line = (last - 1) / cols.tiles();
+  const Line from(geometry, stage, first_line);
   // large before small rows, and within them the small columns outermost: large rows, large columns and all of both
   // are then each one range
   for (int part = 0; part < 4; ++part) {
@@ -45,29 +91,21 @@ void make_chunk(const Plan& plan, const StagePlan& stage, int64_t first, int64_t
     const int begin_col = small_cols ? cols.large : 0, end_col = small_cols ? cols.tiles() : cols.large;
     const int first_strip = static_cast<int>(chunk.strips.size());
     if (begin_row < end_row && begin_col < end_col) {
-      // a row of tiles at a time
-      for (int64_t line = first / cols.tiles(); line <= (last - 1) / cols.tiles(); ++line) {
-        int64_t rest = line;
-        const int row = static_cast<int>(rest % rows.tiles());
-        if (row < begin_row || row >= end_row) continue;
-        rest /= rows.tiles();
-        const int grid_col = static_cast<int>(rest % stage.grid_cols);
-        rest /= stage.grid_cols;
-        const int grid_row = static_cast<int>(rest % stage.grid_rows);
-        const int64_t image = rest / stage.grid_rows, start = line * cols.tiles();
+      Line line = from;
+      for (int64_t number = first_line; number <= last_line; ++number, line.advance()) {
+        if (line.row < begin_row || line.row >= end_row) continue;
+        const int64_t start = number * cols.tiles();
         int col = std::max(begin_col, static_cast<int>(clamp(first - start, cols.tiles())));
         const int end = std::min(end_col, static_cast<int>(clamp(last - start, cols.tiles())));
-        const int sub_row = rows.start(row);
-        const int height = (geometry.height - grid_row + dilation - 1) / dilation;
-        const int width = (geometry.width - grid_col + dilation - 1) / dilation;
+        const int sub_row = rows.start(line.row);
+        const int64_t edge = line.corner() + stage.dilation * static_cast<int64_t>(sub_row) * geometry.row();
         for (int count; col < end; col += count) {
           count = std::min(end - col, kMaxStripTiles);
           const int sub_col = cols.start(col);
-          const int64_t offset = image * geometry.image() + geometry.origin() +
-                                 (grid_row + static_cast<int64_t>(dilation) * sub_row) * geometry.row() +
-                                 (grid_col + static_cast<int64_t>(dilation) * sub_col) * kBlock;
-          chunk.strips.push_back({offset, numbered, count, static_cast<int32_t>(clamp(height - sub_row, size_r)),
-                                  static_cast<int32_t>(clamp(width - sub_col, static_cast<int64_t>(count) * size_c))});
+          chunk.strips.push_back(
+              {edge + stage.dilation * static_cast<int64_t>(sub_col) * kBlock, numbered, count,
+               static_cast<int32_t>(clamp(line.height - sub_row, size_r)),
+               static_cast<int32_t>(clamp(line.width - sub_col, static_cast<int64_t>(count) * size_c))});
           numbered += count;
         }
       }

@@ -1,5 +1,7 @@
 // What the kernels and their callers agree on: argument structs of pointers and strides, and one table of kernels
 // per instruction set. Included by crew.h, plan.h, isa.h, kernels_avx2.cpp and kernels_avx512.cpp.
+// Strides that inner loops use are passed by value, or copied first: a vector's store might change what a reference
+// points to, so that every step would load them again.
 #pragma once
 #include <stdint.h>
 
@@ -130,8 +132,8 @@ struct FinishArgs {
 struct Kernels {
   const char* name;
   int32_t row_tiles;  // tiles per step of the product: chunks that are multiples of it waste nothing
-  void (*input_transform[kKinds])(const float* source, const Grid&, const Tiles&, const Points&);
-  void (*gradient_transform[kKinds])(const float* source, const Grid&, const Tiles&, const Points&);
+  void (*input_transform[kKinds])(const float* source, Grid, Tiles, Points);
+  void (*gradient_transform[kKinds])(const float* source, Grid, Tiles, Points);
   void (*output_transform[kKinds])(const OutputArgs&);
   void (*filter_transform[kKinds])(const FilterArgs&);
   void (*weight_gradient[kKinds])(const FilterArgs&);

@@ -4,54 +4,82 @@
 
 namespace rdk::RDK_ISA {
 
-struct ChannelConstants {
-  Vec bias, mean, scale, shift;
+// An epilogue, and its constants for the lanes from `channel` on.
+struct Finish {
+  const Epilogue epilogue;
+  Vec bias = zero(), mean = zero(), scale = zero(), shift = zero();
+
+  Finish(const Epilogue& given, int64_t channel) : epilogue(given) {
+    if (epilogue.bias) bias = load(epilogue.bias + channel);
+    if (epilogue.mean) {
+      mean = load(epilogue.mean + channel);
+      scale = load(epilogue.scale + channel);
+      shift = load(epilogue.shift + channel);
+    }
+  }
+
+  // M pixels side by side, the first `pixel` floats from the start of a buffer, `step` apart
+  template <int M>
+  __attribute__((always_inline)) void operator()(Vec* z, int64_t pixel, int64_t step) const {
+    if (epilogue.bias) {
+#pragma GCC unroll 6
+      for (int c = 0; c < M; ++c) z[c] = add(z[c], bias);
+    }
+    if (epilogue.mean) {
+#pragma GCC unroll 6
+      for (int c = 0; c < M; ++c) z[c] = fma(sub(z[c], mean), scale, shift);
+    }
+    for (int a = 0; a < kMaxAddends && epilogue.addends[a]; ++a) {
+      const float* addend = epilogue.addends[a] + pixel;
+#pragma GCC unroll 6
+      for (int c = 0; c < M; ++c) z[c] = add(z[c], load(addend + c * step));
+    }
+    if (epilogue.relu) {
+#pragma GCC unroll 6
+      for (int c = 0; c < M; ++c) z[c] = relu(z[c]);
+    }
+    if (epilogue.mask) {
+      const float* mask = epilogue.mask + pixel;
+#pragma GCC unroll 6
+      for (int c = 0; c < M; ++c) z[c] = where_positive(load(mask + c * step), z[c]);
+    }
+  }
 };
 
 template <int MR, int MC>
 static void output_transform(const OutputArgs& args) {
   constexpr int TR = MR + 2, TC = MC + 2;
-  const Grid& grid = args.grid;
-  const Epilogue& epilogue = args.epilogue;
+  const Grid grid = args.grid;
+  const Points points = args.points;
   for (int block = 0; block < grid.blocks; ++block) {
-    for (int number = 0; number < args.tiles.count; ++number) {
-      const Strip& strip = args.tiles.strips[number];
-      for (int lane = 0; lane < kBlock; lane += kLanes) {
-        const int64_t channel = (args.first_block + block) * static_cast<int64_t>(kBlock) + lane;
-        ChannelConstants constants{};
-        if (epilogue.bias) constants.bias = load(epilogue.bias + channel);
-        if (epilogue.mean) {
-          constants.mean = load(epilogue.mean + channel);
-          constants.scale = load(epilogue.scale + channel);
-          constants.shift = load(epilogue.shift + channel);
-        }
+    const int64_t channel = (args.first_block + block) * static_cast<int64_t>(kBlock);
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+      const Finish finish(args.epilogue, channel + lane);
+      for (int number = 0; number < args.tiles.count; ++number) {
+        const Strip strip = args.tiles.strips[number];
         int64_t corner = (args.first_block + block) * grid.block + strip.offset + lane;
-        const float* m = args.points.data + block * args.points.block + strip.first * kBlock + lane;
-        for (int tile = 0; tile < strip.tiles; ++tile, m += kBlock, corner += MC * grid.pixel) {
+        const float* m = points.data + block * points.block + strip.first * kBlock + lane;
+        for (int left = strip.cols; left > 0; left -= MC, m += kBlock, corner += MC * grid.pixel) {
           Vec columns[TC][MR];
-          for (int c = 0; c < TC; ++c) {
-            Vec points[TR];
-            for (int r = 0; r < TR; ++r) points[r] = load(m + r * args.points.row + c * args.points.point);
-            Winograd<MR>::output(points, columns[c]);
+          const float* from = m;
+#pragma GCC unroll 1
+          for (int c = 0; c < TC; ++c, from += points.point) {
+            Vec d[TR];
+#pragma GCC unroll 8
+            for (int r = 0; r < TR; ++r) d[r] = load(from + r * points.row);
+            Winograd<MR>::output(d, columns[c]);
           }
-          const int cols = strip.cols - tile * MC < MC ? strip.cols - tile * MC : MC;
-          for (int r = 0; r < MR && r < strip.rows; ++r) {
-            Vec points[TC], y[MC];
-            for (int c = 0; c < TC; ++c) points[c] = columns[c][r];
-            Winograd<MC>::output(points, y);
-            const int64_t row = corner + r * grid.row;
-            for (int c = 0; c < MC; ++c) {
-              if (c >= cols) break;
-              const int64_t pixel = row + c * grid.pixel;
-              Vec z = y[c];
-              if (epilogue.bias) z = add(z, constants.bias);
-              if (epilogue.mean) z = fma(sub(z, constants.mean), constants.scale, constants.shift);
-              for (int a = 0; a < kMaxAddends && epilogue.addends[a]; ++a)
-                z = add(z, load(epilogue.addends[a] + pixel));
-              if (epilogue.relu) z = relu(z);
-              if (epilogue.mask) z = where_positive(load(epilogue.mask + pixel), z);
-              store(args.target + pixel, z);
-            }
+          float* target = args.target + corner;
+#pragma GCC unroll 1
+          for (int r = 0; r < strip.rows; ++r, target += grid.row) {
+            Vec d[TC], z[MC];
+#pragma GCC unroll 8
+            for (int c = 0; c < TC; ++c) d[c] = columns[c][r];
+            Winograd<MC>::output(d, z);
+            finish.template operator()<MC>(z, corner + r * grid.row, grid.pixel);
+#pragma GCC unroll 6
+            for (int c = 0; c < MC; ++c)
+              if (c < left) store(target + c * grid.pixel, z[c]);
           }
         }
       }

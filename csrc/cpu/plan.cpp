@@ -90,9 +90,9 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
 }
 
 void fit_group(Plan& plan, int64_t images, int workers) {
-  // as many groups as whole rounds of all workers take, of nearly equal size
-  const int64_t rounds = std::max<int64_t>(1, images / (static_cast<int64_t>(plan.group) * workers));
-  const int64_t groups = std::max<int64_t>(1, rounds * workers);
+  // the fewest whole rounds of all workers, in groups of nearly equal size that still fill no more than a chunk
+  const int64_t round = static_cast<int64_t>(plan.group) * workers;
+  const int64_t groups = std::max<int64_t>(1, (images + round - 1) / round * workers);
   plan.group = static_cast<int>(std::max<int64_t>(1, (images + groups - 1) / groups));
   const int64_t buffer = plan.group * plan.geometry.image();
   plan.forward_worker_floats = 2 * plan.points_floats + plan.forward_buffers * buffer;

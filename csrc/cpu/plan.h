@@ -71,7 +71,7 @@ struct Plan {
 Plan make_plan(int channels, int height, int width, const std::vector<Stage>& stages, Precision precision,
                int row_tiles);
 
-// Fits the group to a batch; changes no result.
+// Fits the group to a batch, never above the plan's own; changes no result.
 void fit_group(Plan& plan, int64_t images, int workers);
 
 // Blocked buffers alive at once in the forward of one iteration, the inject included.

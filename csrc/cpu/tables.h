@@ -19,8 +19,8 @@ constexpr Cut kCuts[] = {
     {INT32_MAX, 70, 4},  // neither do the tiles
 };
 
-// tiles of one strip: its column transforms fit the first-level cache
-constexpr int kMaxStripTiles = 8;
+// tiles of one strip: its column transforms leave room in the first-level cache for the points' lines
+constexpr int kMaxStripTiles = 4;
 
 // product: channels per partial sum; a filter panel stays in the first-level cache, and rounding grows less
 constexpr int kDepth = 128;

@@ -5,14 +5,15 @@
 
 namespace rdk::RDK_ISA {
 
-// Column by column first, each once for the two tiles that share it, then along the rows of each tile.
+// Column by column first, each once for the two tiles that share it, then along the rows of each tile. The next tile's
+// lines are fetched while this one's are stored: a store waits long for a line that is not there.
 template <int MR, int MC>
-static void input_transform(const float* source, const Grid& grid, const Tiles& tiles, const Points& v) {
+static void input_transform(const float* source, Grid grid, Tiles tiles, Points v) {
   constexpr int TR = MR + 2, TC = MC + 2;
   Vec columns[kMaxStripTiles * MC + 2][TR];
   for (int block = 0; block < grid.blocks; ++block) {
     for (int number = 0; number < tiles.count; ++number) {
-      const Strip& strip = tiles.strips[number];
+      const Strip strip = tiles.strips[number];
       for (int lane = 0; lane < kBlock; lane += kLanes) {
         const float* corner = source + block * grid.block + strip.offset - grid.row - grid.pixel + lane;
         for (int c = 0; c < strip.tiles * MC + 2; ++c) {
@@ -26,7 +27,10 @@ static void input_transform(const float* source, const Grid& grid, const Tiles& 
             Vec d[TC], points[TC];
             for (int c = 0; c < TC; ++c) d[c] = columns[tile * MC + c][r];
             Winograd<MC>::input(d, points);
-            for (int c = 0; c < TC; ++c) store(out + r * v.row + c * v.point, points[c]);
+            for (int c = 0; c < TC; ++c) {
+              store(out + r * v.row + c * v.point, points[c]);
+              __builtin_prefetch(out + r * v.row + c * v.point + kBlock, 1);
+            }
           }
         }
       }
@@ -35,11 +39,11 @@ static void input_transform(const float* source, const Grid& grid, const Tiles& 
 }
 
 template <int MR, int MC>
-static void gradient_transform(const float* source, const Grid& grid, const Tiles& tiles, const Points& w) {
+static void gradient_transform(const float* source, Grid grid, Tiles tiles, Points w) {
   constexpr int TR = MR + 2, TC = MC + 2;
   for (int block = 0; block < grid.blocks; ++block) {
     for (int number = 0; number < tiles.count; ++number) {
-      const Strip& strip = tiles.strips[number];
+      const Strip strip = tiles.strips[number];
       for (int lane = 0; lane < kBlock; lane += kLanes) {
         const float* corner = source + block * grid.block + strip.offset + lane;
         float* out = w.data + block * w.block + strip.first * kBlock + lane;
@@ -54,7 +58,10 @@ static void gradient_transform(const float* source, const Grid& grid, const Tile
             Vec y[MC], points[TC];
             for (int c = 0; c < MC; ++c) y[c] = columns[c][r];
             Winograd<MC>::gradient(y, points);
-            for (int c = 0; c < TC; ++c) store(out + r * w.row + c * w.point, points[c]);
+            for (int c = 0; c < TC; ++c) {
+              store(out + r * w.row + c * w.point, points[c]);
+              __builtin_prefetch(out + r * w.row + c * w.point + kBlock, 1);
+            }
           }
         }
       }
