@@ -112,8 +112,22 @@ static void product(const ProductArgs& args) {
   }
 }
 
+// One tile of a weight step.
+template <int R, int NV>
+RDK_INLINE void weight_tile(const float* v, const float* w, int64_t w_block, Vec (&sum)[R][NV]) {
+  Vec grad[NV];
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; ++j) grad[j] = load(w + j * kLanes / kBlock * w_block + j * kLanes % kBlock);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    Vec x = broadcast(v[r]);
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) sum[r][j] = fma(x, grad[j], sum[r][j]);
+  }
+}
+
 // R channels of v x NV vectors of w, summed over the tiles and then added to u: sums of sums err less than one long
-// sum.
+// sum. The first tiles fetch the lines of u that the next step adds to.
 template <int R, int NV>
 static void weight_step(const float* v, const float* w, int64_t w_block, int tiles, float* u, int64_t u_row) {
   Vec sum[R][NV];
@@ -122,18 +136,14 @@ static void weight_step(const float* v, const float* w, int64_t w_block, int til
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) sum[r][j] = broadcast(0.0f);
   const float* ahead = u + R * u_row;
-  for (int tile = 0; tile < tiles; ++tile, v += kBlock, w += kBlock) {
-    _mm_prefetch(reinterpret_cast<const char*>(ahead + tile % (R * NV) * kLanes), _MM_HINT_T0);
-    Vec grad[NV];
+  const int fetching = tiles < R * NV ? tiles : R * NV;
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) grad[j] = load(w + j * kLanes / kBlock * w_block + j * kLanes % kBlock);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      Vec x = broadcast(v[r]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) sum[r][j] = fma(x, grad[j], sum[r][j]);
-    }
+  for (int tile = 0; tile < fetching; ++tile, v += kBlock, w += kBlock, ahead += kLanes) {
+    _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+    weight_tile<R, NV>(v, w, w_block, sum);
   }
+#pragma GCC unroll 2
+  for (int tile = fetching; tile < tiles; ++tile, v += kBlock, w += kBlock) weight_tile<R, NV>(v, w, w_block, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
