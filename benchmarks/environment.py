@@ -25,10 +25,11 @@ HOLDING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 @lru_cache(maxsize=None)
 def commit(given: str | None = None) -> tuple[str, bool | None]:
-    """The commit and whether tracked files differ from it; a copy without git takes the commit `given`, if any."""
+    """The commit and whether tracked files differ from it, but for those that benchmarks write; a copy without git takes the commit
+    `given`, if any."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=20)
-        status = ["git", "status", "--porcelain", "--untracked-files=no"]
+        status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results", ":!README.md"]
         changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return given or "unknown", None

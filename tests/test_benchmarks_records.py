@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def test_every_record_says_where_it_was_measured() -> None:
     assert set(records._ABOUT) <= about.keys() and about["torch"] == torch.__version__
     assert len(about["commit"]) >= 7 and about["dirty"] in (True, False, None)
     assert json.loads(json.dumps(about)) == about
+
+
+def test_a_run_after_another_is_of_the_same_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    results = tmp_path / "benchmarks" / "results" / "cpu.jsonl"
+    code = tmp_path / "code.py"
+    results.parent.mkdir(parents=True)
+    for path in (results, code):
+        path.write_text("1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "c"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    found = []
+    for path in (results, code):
+        path.write_text("2\n")
+        found.append(environment.commit.__wrapped__()[1])
+    assert found == [False, True]
 
 
 def test_a_record_names_what_holds_a_processor_to_less(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,13 @@ def test_workspace_grows_neither_with_batch_nor_with_iterations(needs_grad: bool
         assert larger <= base + 2 * 7 * image
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_batch_needs_more_than_a_whole_group_for_every_worker(count: int) -> None:
+    with threads(count):
+        whole = workspace((10_000, 128, 9, 9), 2)  # a chunk holds ten of these maps
+        assert all(workspace((batch, 128, 9, 9), 2) <= whole for batch in range(1, 100))
+
+
 def test_inference_holds_no_states() -> None:
     module = rdk.RecurrentResidual(32, 100, backend="cpu")
     x = torch.randn(8, 32, 16, 16).to(memory_format=torch.channels_last)
