@@ -199,6 +199,7 @@ def test_h(): assert not broken
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_or_breaks_the_context_leaves_the_others_their_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

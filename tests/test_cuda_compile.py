@@ -38,7 +38,10 @@ def widths_of(stem: str, name: str) -> list[int]:
     return tiles * 3 if stem == "residual" else tiles  # the taps of a row are unrolled
 
 
-@pytest.mark.parametrize("source", cuda_build.KERNELS)
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(s, marks=pytest.mark.slow) if s.endswith("fp16.cu") else s for s in cuda_build.KERNELS],
+)
 def test_kernel_compiles_as_planned(source: str) -> None:
     stem = source.rsplit("_", 1)[0]
     cubin, report = cuda_build.compiled_kernel(source)

@@ -112,7 +112,13 @@ def finish(processes: list[Any]) -> None:
         assert process.exitcode == 0
 
 
-@pytest.mark.parametrize(("run", "size"), [(MAZES, 1), (NORMED, 2)], ids=["one process", "two gloo processes"])
+@pytest.mark.parametrize(
+    ("run", "size"),
+    [
+        pytest.param(MAZES, 1, id="one process"),
+        pytest.param(NORMED, 2, id="two gloo processes", marks=pytest.mark.slow),
+    ],
+)
 def test_kill_9_at_any_moment_changes_nothing(run: Run, size: int, tmp_path: Path) -> None:
     run = run.replaced(train=replace(run.train, epochs=4))
     whole, killed = place(tmp_path / "whole"), place(tmp_path / "killed", save_seconds=0.0)

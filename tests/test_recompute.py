@@ -46,7 +46,7 @@ def held_maps(module: Any, x: torch.Tensor, **kw: Any) -> float:
 
 
 @pytest.mark.parametrize("cls,kw", CASES)
-@pytest.mark.parametrize("states", [0, 3, 9])
+@pytest.mark.parametrize("states", [0, pytest.param(3, marks=pytest.mark.slow), 9])
 def test_extra_memory_with_k_states_is_constant_in_n(cls: type, kw: dict[str, Any], states: int) -> None:
     held = []
     for n in (12, 28):

@@ -20,7 +20,7 @@ struct Finish {
 
   // M pixels side by side, the first `pixel` floats from the start of a buffer, `step` apart
   template <int M>
-  __attribute__((always_inline)) void operator()(Vec* z, int64_t pixel, int64_t step) const {
+  __attribute__((always_inline)) void apply(Vec* z, int64_t pixel, int64_t step) const {
     if (epilogue.bias) {
 #pragma GCC unroll 6
       for (int c = 0; c < M; ++c) z[c] = add(z[c], bias);
@@ -76,7 +76,7 @@ static void output_transform(const OutputArgs& args) {
 #pragma GCC unroll 8
             for (int c = 0; c < TC; ++c) d[c] = columns[c][r];
             Winograd<MC>::output(d, z);
-            finish.template operator()<MC>(z, corner + r * grid.row, grid.pixel);
+            finish.apply<MC>(z, corner + r * grid.row, grid.pixel);
 #pragma GCC unroll 6
             for (int c = 0; c < MC; ++c)
               if (c < left) store(target + c * grid.pixel, z[c]);
