@@ -18,29 +18,30 @@ struct Finish {
     }
   }
 
-  // M pixels side by side, the first `pixel` floats from the start of a buffer, `step` apart
+  // M pixels side by side, the first `pixel` floats from the start of a buffer, `step` apart; beyond the edge of the
+  // map too, where nothing is stored: the buffers reach as far as the tiles
   template <int M>
   __attribute__((always_inline)) void apply(Vec* z, int64_t pixel, int64_t step) const {
     if (epilogue.bias) {
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int c = 0; c < M; ++c) z[c] = add(z[c], bias);
     }
     if (epilogue.mean) {
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int c = 0; c < M; ++c) z[c] = fma(sub(z[c], mean), scale, shift);
     }
     for (int a = 0; a < kMaxAddends && epilogue.addends[a]; ++a) {
       const float* addend = epilogue.addends[a] + pixel;
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int c = 0; c < M; ++c) z[c] = add(z[c], load(addend + c * step));
     }
     if (epilogue.relu) {
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int c = 0; c < M; ++c) z[c] = relu(z[c]);
     }
     if (epilogue.mask) {
       const float* mask = epilogue.mask + pixel;
-#pragma GCC unroll 6
+#pragma GCC unroll 4
       for (int c = 0; c < M; ++c) z[c] = where_positive(load(mask + c * step), z[c]);
     }
   }
@@ -65,7 +66,7 @@ static void output_transform(const OutputArgs& args) {
 #pragma GCC unroll 1
           for (int c = 0; c < TC; ++c, from += points.point) {
             Vec d[TR];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int r = 0; r < TR; ++r) d[r] = load(from + r * points.row);
             Winograd<MR>::output(d, columns[c]);
           }
@@ -73,11 +74,11 @@ static void output_transform(const OutputArgs& args) {
 #pragma GCC unroll 1
           for (int r = 0; r < strip.rows; ++r, target += grid.row) {
             Vec d[TC], z[MC];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int c = 0; c < TC; ++c) d[c] = columns[c][r];
             Winograd<MC>::output(d, z);
             finish.apply<MC>(z, corner + r * grid.row, grid.pixel);
-#pragma GCC unroll 6
+#pragma GCC unroll 4
             for (int c = 0; c < MC; ++c)
               if (c < left) store(target + c * grid.pixel, z[c]);
           }
