@@ -14,7 +14,8 @@ struct Cut {
   int most_blocks, tiles, pairs;
 };
 constexpr Cut kCuts[] = {
-    {4, 70, 1},          // the filters stay in the second-level cache, and so do the tiles from pass to pass
+    {1, 70, 1},          // all of it is small
+    {4, 42, 1},          // the filters stay in the second-level cache, and so do the tiles that they leave room for
     {8, 98, 2},          // the filters do not: more tiles for each fetch of them
     {INT32_MAX, 70, 4},  // neither do the tiles
 };

@@ -18,14 +18,14 @@ static void input_transform(const float* source, Grid grid, Tiles tiles, Points 
         const float* corner = source + block * grid.block + strip.offset - grid.row - grid.pixel + lane;
         for (int c = 0; c < strip.tiles * MC + 2; ++c) {
           Vec d[TR];
-          for (int r = 0; r < TR; ++r) d[r] = load(corner + r * grid.row + c * grid.pixel);
+          for (int r = 0; r < TR; ++r) d[r] = held(load(corner + r * grid.row + c * grid.pixel));
           Winograd<MR>::input(d, columns[c]);
         }
         float* out = v.data + block * v.block + strip.first * kBlock + lane;
         for (int tile = 0; tile < strip.tiles; ++tile, out += kBlock) {
           for (int r = 0; r < TR; ++r) {
             Vec d[TC], points[TC];
-            for (int c = 0; c < TC; ++c) d[c] = columns[tile * MC + c][r];
+            for (int c = 0; c < TC; ++c) d[c] = held(columns[tile * MC + c][r]);
             Winograd<MC>::input(d, points);
             for (int c = 0; c < TC; ++c) {
               store(out + r * v.row + c * v.point, points[c]);
@@ -51,12 +51,12 @@ static void gradient_transform(const float* source, Grid grid, Tiles tiles, Poin
           Vec columns[MC][TR];
           for (int c = 0; c < MC; ++c) {
             Vec y[MR];
-            for (int r = 0; r < MR; ++r) y[r] = load(corner + r * grid.row + c * grid.pixel);
+            for (int r = 0; r < MR; ++r) y[r] = held(load(corner + r * grid.row + c * grid.pixel));
             Winograd<MR>::gradient(y, columns[c]);
           }
           for (int r = 0; r < TR; ++r) {
             Vec y[MC], points[TC];
-            for (int c = 0; c < MC; ++c) y[c] = columns[c][r];
+            for (int c = 0; c < MC; ++c) y[c] = held(columns[c][r]);
             Winograd<MC>::gradient(y, points);
             for (int c = 0; c < TC; ++c) {
               store(out + r * w.row + c * w.point, points[c]);

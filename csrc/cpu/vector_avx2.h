@@ -20,6 +20,12 @@ RDK_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 RDK_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }  // past the caches; p on a vector's boundary
 RDK_INLINE Vec load_part(const float* p, int lanes) { return _mm256_maskload_ps(p, part(lanes)); }
 RDK_INLINE void store_part(float* p, Vec v, int lanes) { _mm256_maskstore_ps(p, part(lanes), v); }
+// keeps a value in its register: the compiler would read it from memory again for every use, one load and one
+// micro-operation each
+RDK_INLINE Vec held(Vec v) {
+  asm("" : "+x"(v));
+  return v;
+}
 RDK_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 RDK_INLINE Vec zero() { return _mm256_setzero_ps(); }
 RDK_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }

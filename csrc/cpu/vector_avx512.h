@@ -21,6 +21,12 @@ RDK_INLINE Vec load_part(const float* p, int lanes) {
 RDK_INLINE void store_part(float* p, Vec v, int lanes) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << lanes) - 1), v);
 }
+// keeps a value in its register: the compiler would read it from memory again for every use, one load and one
+// micro-operation each
+RDK_INLINE Vec held(Vec v) {
+  asm("" : "+v"(v));
+  return v;
+}
 RDK_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 RDK_INLINE Vec zero() { return _mm512_setzero_ps(); }
 RDK_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
