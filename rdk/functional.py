@@ -262,7 +262,9 @@ def _plain_route(reason: str) -> Route:
 
 def _is_tiny(elements: int, products_of_each: int, iterations: int, stages: int) -> bool:
     """Whether deciding and entering the operator would cost more on a CPU than it could save."""
-    return 0 < elements * products_of_each * iterations * stages < dispatch.TINY_PRODUCTS
+    convolutions = iterations * stages
+    limit = dispatch.TINY_SINGLE_PRODUCTS if convolutions == 1 else dispatch.TINY_PRODUCTS
+    return 0 < elements * products_of_each * convolutions < limit
 
 
 def problem_of(call: Prepared) -> Problem:

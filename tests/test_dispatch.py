@@ -224,6 +224,25 @@ def test_shipped_measurements_have_the_one_format() -> None:
             assert record["speedup"] > 0 and record["pass"] in ("forward", "training")
 
 
+def test_one_convolution_alone_is_plain_where_no_record_shows_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a call decides nothing; what it passes by must be slower in every shipped table, and a second use may gain."""
+    passed_by = 0
+    for shipped in measured.tables():
+        for record in shipped["records"]:
+            size = record["channels"] ** 2 * 9 * record["height"] * record["width"] * record["batch"]
+            single = record["kind"] == "conv" and record["iterations"] * record["stages"] == 1
+            if shipped["backend"] == "cpu" and single and size < dispatch.TINY_SINGLE_PRODUCTS:
+                passed_by += 1
+                assert record["speedup"] < 1, record
+    assert passed_by > 20
+    state = torch.randn(1, 64, 15, 15)
+    for iterations, asked in ((1, 0), (2, 1)):
+        calls: list[object] = []
+        monkeypatch.setattr(dispatch, "choose", lambda *a, calls=calls: calls.append(a) or dispatch.Decision("eager", {}))
+        rdk.RecurrentConv(64, iterations)(state)
+        assert len(calls) == asked, iterations
+
+
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | variables
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)

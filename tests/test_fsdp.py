@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -41,6 +44,47 @@ def test_fully_shard_on_the_whole_module_or_one_around_it(mesh: Any, kw: dict[st
         assert relative(sharded.grad.full_tensor(), plain.grad) < 1e-6
     assert rdk.plan(module, LARGE.shape) == rdk.plan(twin, LARGE.shape)
     assert rdk.explain(module, LARGE) == rdk.explain(twin, LARGE)
+
+
+def one_of_two(rank: int, port: int, kw: dict[str, Any], folder: str) -> None:
+    """Half of the batch in each of two processes, which hold half of every parameter each; two steps."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    module = two_steps(rank, kw, init_device_mesh("cpu", (2,)))
+    torch.save([parameter.full_tensor() for parameter in module.parameters()], f"{folder}/{rank}.pt")
+    held = sum(parameter.to_local().numel() for parameter in module.parameters())
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    assert held <= whole / 2 + len(list(module.parameters())), (held, whole)
+    dist.destroy_process_group()
+
+
+def two_steps(rank: int | None, kw: dict[str, Any], mesh: Any = None) -> nn.Module:
+    """Two steps of SGD: on half of a batch in a mesh, or on the whole without one."""
+    torch.manual_seed(0)
+    module = rdk.RecurrentResidual(16, 4, **kw)
+    x = torch.randn(4, 16, 24, 24)
+    if mesh is not None:
+        fully_shard(module, mesh=mesh)
+        x = x[2 * rank : 2 * rank + 2]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(x).square().mean().backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize("kw", [{}, {"checkpoint": 2}, {"tied": False}])
+def test_two_processes_train_as_one(kw: dict[str, Any], tmp_path: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_of_two, args=(port, kw, str(tmp_path)), nprocs=2)
+    expected = two_steps(None, kw)
+    for rank in range(2):
+        for got, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), expected.parameters(), strict=True):
+            assert relative(got, parameter.detach()) < 1e-6
 
 
 @pytest.mark.parametrize("x", [LARGE, SMALL], ids=["large", "small"])
