@@ -238,7 +238,9 @@ def test_one_convolution_alone_is_plain_where_no_record_shows_a_gain(monkeypatch
     state = torch.randn(1, 64, 15, 15)
     for iterations, asked in ((1, 0), (2, 1)):
         calls: list[object] = []
-        monkeypatch.setattr(dispatch, "choose", lambda *a, calls=calls: calls.append(a) or dispatch.Decision("eager", {}))
+        monkeypatch.setattr(
+            dispatch, "choose", lambda *a, calls=calls: calls.append(a) or dispatch.Decision("eager", {})
+        )
         rdk.RecurrentConv(64, iterations)(state)
         assert len(calls) == asked, iterations
 
