@@ -1,5 +1,6 @@
 """Builds csrc into rdk/_cpu.so and rdk/_cuda.so for the PyTorch at hand (needs --no-build-isolation); called by pip.
-RDK_BUILD: "auto" builds what this machine can and records why the rest is left out, "require" fails instead, "off" none.
+RDK_BUILD: "auto" builds what this machine can and records why the rest is left out, "require" fails instead, "cuda" leaves the
+cpu library out, "off" builds none.
 """
 
 import json
@@ -15,6 +16,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 MODE = os.environ.get("RDK_BUILD", "auto")
+if MODE not in ("auto", "require", "cuda", "off"):
+    raise SystemExit(f"RDK_BUILD: expected auto, require, cuda or off, got {MODE!r}.")
 KINDS = {"cpu": "CppExtension", "cuda": "CUDAExtension"}
 info = {"python": sys.version.split()[0], "built": [], "left_out": {}}
 
@@ -41,11 +44,13 @@ def extensions():
         os.environ["CUDA_HOME"] = home  # before the import, which reads it
     try:
         if MODE == "off":
-            raise ImportError("RDK_BUILD=off")
+            info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "RDK_BUILD=off")
+            return [], {}
         import torch
         from torch.utils import cpp_extension as cpp
     except ImportError as error:
-        info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), f"no PyTorch ({error}); use --no-build-isolation")
+        reason = f"no PyTorch to build for ({error}); install it first, and use --no-build-isolation"
+        info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), reason)
         return [], {}
     info["torch"], info["cuda"] = torch.__version__, torch.version.cuda
     if not Path("csrc").is_dir():
@@ -54,6 +59,8 @@ def extensions():
         info["left_out"] = dict.fromkeys(("_cpu", "_cuda"), "there was no C++ compiler")
     elif not (home and torch.version.cuda):
         info["left_out"]["_cuda"] = "there was no nvcc, or PyTorch has no CUDA"
+    if MODE == "cuda":
+        info["left_out"].setdefault("_cpu", "RDK_BUILD=cuda builds the cuda library alone")
     if MODE == "require" and "_cpu" in info["left_out"]:
         raise SystemExit(f"RDK_BUILD=require: the compiled libraries cannot be built: {info['left_out']['_cpu']}")
     modules = []

@@ -72,9 +72,8 @@ def plan(device_type: str) -> list[Task]:
 
     tasks = [Task("ceilings", "bf16", seconds=8.0)]
     tasks += part("core", first, "bf16", (), CORE)
-    tasks += part("compile", first[:2], "bf16", COMPILED, COMPILE)
     tasks += part("core", [case for case in headline if case not in first], "bf16", (), CORE)
-    tasks += part("compile", first[2:], "bf16", COMPILED, COMPILE)
+    tasks += part("compile", first, "bf16", COMPILED, COMPILE)
     tasks += part("core", first, "tf32", (), CORE)
     tasks += part("core", first, "fp32", (), CORE)
     tasks += part("core", first[:2], "fp16", (), CORE)

@@ -71,7 +71,7 @@ def _checkpointed(segment: Callable[[int], int]) -> Make:
 
         def call(x: Tensor, inject: Tensor | None = None) -> Tensor:
             for first in range(0, total, length):
-                x = checkpoint(some, x, first, inject, use_reentrant=False)
+                x = checkpoint(some, x, first, inject, use_reentrant=False, preserve_rng_state=False)
             return x
 
         return Prepared(problem, network, call, training, layout)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ import torch
 from benchmarks import agenda, contenders, environment, gpu_tests, libraries, records, report, standing
 from benchmarks.agenda import Agenda
 from benchmarks.contenders import EAGER
-from benchmarks.measure import Outcome
+from benchmarks.measure import Outcome, first_line
 from benchmarks.records import Record
 from benchmarks.run import lines
 from benchmarks.suites import Task
@@ -24,9 +25,10 @@ from benchmarks.worker import Trouble, Worker
 
 # shares of the time that building, testing and the dispatch tables may take; and what the summary needs at the end, in seconds
 BUILD, TESTS, TABLES = 0.3, 0.25, 0.15
+TABLES_FROM = 15.0  # minutes: in fewer a table would hold too few problems to decide by
 CLOSING = 12.0
 GRACE = 5.0  # in which a dispatch run that is stopped writes its table
-# how often a contender may end or break the measuring process before it is left alone
+# how often a backend of ours, or another contender, may end or break the measuring process before it is left alone
 CRASHES = 2
 
 
@@ -44,11 +46,10 @@ def carry_out(
     say: Callable[[str], None],
 ) -> None:
     """Tasks until none fits any more. A contender that ends or breaks the measuring process is recorded as failed and the task
-    tried again without it; after CRASHES of these it is not tried any more. A task that the deadline or Ctrl-C cuts off leaves
-    no record and is open again."""
+    tried again without it; after CRASHES of these its backend is not tried any more. A task that the deadline or Ctrl-C cuts
+    off leaves no record and is open again. Estimates follow attempts without such trouble only."""
     crashes: Counter[str] = Counter()
     while (task := plan.next()) is not None:
-        began = plan.clock()
         say(f"{plan.remaining():4.0f} s left: {task.name}")
         before = len(records.read(path))
         try:
@@ -61,7 +62,6 @@ def carry_out(
             say("    the time was over; the next run measures it.")
             return
         records.append(path, left)
-        plan.learn(task, plan.clock() - began)
         for line in lines(records.read(path)[before:]):
             say(f"    {line}")
 
@@ -75,26 +75,34 @@ def _attempt(
 ) -> list[Record] | None:
     """Has the task measured; the records of the contenders that were left behind, or None where the deadline cut it off."""
     left: list[Record] = []
-    for name in task.contenders:
-        if crashes[name] >= CRASHES:
-            task = _without(task, name)
-            note = f"not tried: it ended or broke the measuring process {CRASHES} times before"
-            left += failed(replace(task, contenders=(name,)), note)
     while True:
+        for name in task.contenders:
+            if crashes[_backend(name)] >= CRASHES:
+                task = _without(task, name)
+                note = f"not tried: {_backend(name)} ended or broke the measuring process {CRASHES} times before"
+                left += failed(replace(task, contenders=(name,)), note)
         patience, remaining = max(60.0, 4 * plan.estimate(task)), plan.remaining()
         if remaining <= 1:
             return None
+        began = plan.clock()
         trouble = measurer.ask(task, min(patience, remaining))
         if trouble is None:
+            plan.learn(task, plan.clock() - began)
             return left
         if trouble.late and remaining < patience:
             return None
         culprit = trouble.contender
         if culprit is None or culprit in EAGER or culprit not in task.contenders:
             return left + failed(task, trouble.reason)
-        crashes[culprit] += 1
+        crashes[_backend(culprit)] += 1
         left += failed(replace(task, contenders=(culprit,)), trouble.reason)
         task = _without(task, culprit)
+
+
+def _backend(contender: str) -> str:
+    """What the forms of one contender of ours ("rdk cuda", "rdk cuda graph", "rdk cuda sqrt") have in common."""
+    words = contender.split()
+    return " ".join(words[:2]) if words[0] == "rdk" else contender
 
 
 def _without(task: Task, contender: str) -> Task:
@@ -133,21 +141,33 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
         records.append(path, [found])
         say(f"tests: {found['result']}")
     worker = Worker(_worker_arguments(path, given_commit), out / "worker.log")
-    plan = Agenda(agenda.plan("cuda"), {r["task"] for r in earlier}, deadline - TABLES * 60 * minutes, time.monotonic)
+    tables = minutes >= TABLES_FROM
+    measured_until = deadline - (TABLES * 60 * minutes if tables else 0.0)
+    plan = Agenda(agenda.plan("cuda"), _done(earlier), measured_until, time.monotonic)
     if plan.skipped:
         say(f"{plan.skipped} tasks were done by an earlier run")
-    stopped = False
+    interrupted = 0
     try:
         try:
             carry_out(plan, worker, path, lambda task, why: _failed(task, why, about), say)
         finally:
             worker.stop()
-        _tables(out, deadline, given_commit, say)
+        if tables:
+            _tables(out, deadline, given_commit, say)
     except KeyboardInterrupt:
         say("stopped; the records so far are kept.")
-        stopped = True
+        interrupted = 130
+    except Exception as error:  # the summary of what is there is worth more than a traceback alone
+        say(f"the measuring ended early, the records so far are kept:\n{traceback.format_exc()}")
+        reason = "; ".join(filter(None, [reason, f"the measuring ended early: {first_line(error)}"]))
+        interrupted = 1
     status = close(out, path, plan, reason, about, say)
-    return 130 if stopped else status
+    return interrupted or status
+
+
+def _done(earlier: Iterable[Record]) -> set[str]:
+    """The tasks that an earlier run brought to an end: any contender of them has more to show than a failure."""
+    return {record["task"] for record in earlier if record.get("status") != "failed"}
 
 
 def _worker_arguments(path: Path, given_commit: str | None) -> list[str]:

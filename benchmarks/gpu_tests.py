@@ -46,7 +46,8 @@ def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
         if set(broken.values()) & {LATE, UNREACHED}:
             status = UNFINISHED
         result = ", ".join(f"{counts[what]} {what}" for what in sorted(counts)) or "no test was run"
-        words = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.+)$", log.read_text(encoding="utf-8"), re.MULTILINE))
+        text = log.read_text(encoding="utf-8", errors="replace")
+        words = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.+)$", text, re.MULTILINE))
         failures = [f"{name}: {what}" + (f" ({words[name]})" if name in words else "") for name, what in broken.items()]
     date = environment.now()
     return {

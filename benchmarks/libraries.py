@@ -45,7 +45,7 @@ def _nvcc_version() -> str:
 
 
 def build(folder: Path, log: Path, seconds: float) -> str | None:
-    """Builds csrc into folder/rdk with setup.py; None, or the sentence what is not there and why. Compilers' words go to log."""
+    """Builds csrc/cuda into folder/rdk by setup.py; None, or a sentence: what is not there, and why. Compilers' words go to log."""
     if not (ROOT / "csrc").is_dir():
         return "there is no folder csrc, so nothing was compiled"
     info = folder / "rdk" / "_build_info.json"
@@ -62,7 +62,7 @@ def build(folder: Path, log: Path, seconds: float) -> str | None:
     ]
     # ninja lies beside a python that was called by its path, without its environment
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    status = logged(command, log, seconds, RDK_BUILD="auto", PATH=path)
+    status = logged(command, log, seconds, RDK_BUILD="cuda", PATH=path)
     if status is None:
         return f"building the compiled libraries took longer than {seconds:.0f} s and was stopped; see {log.name}"
     if status != 0:
@@ -72,7 +72,8 @@ def build(folder: Path, log: Path, seconds: float) -> str | None:
 
 def _left_out(info: Path) -> str | None:
     found = json.loads(info.read_text(encoding="utf-8"))
-    return "; ".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()) or None
+    left_out = {name: why for name, why in found["left_out"].items() if name != "_cpu"}  # which nobody asked for
+    return "; ".join(f"{name} is left out: {why}" for name, why in left_out.items()) or None
 
 
 def logged(
@@ -86,7 +87,7 @@ def logged(
     """
     variables = {"PYTHONUNBUFFERED": "1"} | variables
     with log.open("a", encoding="utf-8") as file:
-        with _interrupts_heeded():
+        with interrupts_heeded():
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables,
                 start_new_session=True,
@@ -114,7 +115,7 @@ def _status(process: subprocess.Popen[Any], log: Path, seconds: float, quiet: fl
 
 
 @contextlib.contextmanager
-def _interrupts_heeded() -> Iterator[None]:
+def interrupts_heeded() -> Iterator[None]:
     """A process started inside heeds an interrupt, also where a shell started this one in the background, which ignores them and
     hands that on."""
     before = signal.getsignal(signal.SIGINT)

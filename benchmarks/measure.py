@@ -20,6 +20,7 @@ from benchmarks.timing import Patience, Stopwatch, Timing
 
 BASELINE = "eager"
 FAILED = "failed "  # how `say` begins where a contender has failed
+BUSY = CHECKING, WARMING = "checking ", "warming up "  # and where one begins that may hang
 DEFAULT = Patience()
 
 
@@ -117,12 +118,12 @@ def _checked(
     problem = judge.problem
     running: dict[str, Prepared] = {}
     for one in contenders:
-        say(f"checking {one.name}")
-        reason = one.why_not(problem, training)
-        if reason is not None:
-            outcomes[one.name] = Outcome(one.name, "left out", note=reason)
-            continue
+        say(f"{CHECKING}{one.name}")
         try:
+            reason = one.why_not(problem, training)
+            if reason is not None:
+                outcomes[one.name] = Outcome(one.name, "left out", note=reason)
+                continue
             prepared = one.make(problem, training)
             fault = judge.fault_of(one.name, prepared)
         except Exception as error:
@@ -169,6 +170,7 @@ def _timed(
         release(problem.device)
 
     for name in list(running):
+        say(f"{WARMING}{name}")
         try:
             for _ in range(patience.warmup):
                 running[name].run()

@@ -180,8 +180,9 @@ def read(path: Path) -> list[Record]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            if line.rstrip().endswith("}"):
+        except json.JSONDecodeError as error:
+            # one that was cut short is right up to its end, which may be that of an inner object
+            if line.rstrip().endswith("}") and error.pos < len(line.rstrip()):
                 raise RecordError(f"{path}, line {number}: not JSON.") from None
             continue
         try:

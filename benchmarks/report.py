@@ -228,7 +228,7 @@ def _drawn(found: Sequence[Record], folder: Path, say: Callable[[str], None]) ->
     try:
         from benchmarks import page, plots
     except ImportError as error:
-        missing = f"pictures and page need {error.name}: pip install 'rdk[benchmarks]', or give --no-pictures."
+        missing = f"pictures and page need {error.name}: pip install -e '.[benchmarks]' in the checkout, or give --no-pictures."
         raise ValueError(missing) from None
     drawn = plots.draw_all(found, folder / "pictures")
     for path in drawn:

@@ -43,7 +43,8 @@ def lines(found: Sequence[Record]) -> list[str]:
             shown.append(f"{record['contender']:<22} {record['status']}: {record['note']}")
             continue
         spread = (record["p80_ms"] - record["p20_ms"]) / record["median_ms"]
-        line = f"{record['contender']:<22} {min(eager) / record['median_ms']:6.2f}× eager's speed"
+        ratio = f"{min(eager) / record['median_ms']:6.2f}× eager's speed" if eager else "no eager to compare with"
+        line = f"{record['contender']:<22} {ratio}"
         if record["measured_on"]["device_type"] == "cuda":
             line += f", {record['median_ms']:.3f} ms"
         line += f"  (spread {spread:.0%}, {record['samples']} samples, error {record['error']['output']:.1e}"

@@ -17,11 +17,12 @@ import torch
 from benchmarks import records
 from benchmarks.environment import ROOT
 from benchmarks.libraries import kill_group
-from benchmarks.measure import FAILED
+from benchmarks.measure import BUSY, FAILED
 from benchmarks.suites import Executor, Task
 
 DONE, AT, BROKEN = "## done", "## at ", "## broken "
-CHECKING = "checking "
+# seconds without a word after which a contender of ours counts as hanging: its kernels compile in a few each
+QUIET = 40.0
 
 
 class Trouble(NamedTuple):
@@ -57,15 +58,18 @@ def serve(lines: Iterable[str], executor: Executor, path: Path, out: IO[str]) ->
 
 
 def _device_is_broken(device: torch.device) -> bool:
-    """Whether an error (an illegal address, say) has left the CUDA context unusable for whoever comes next."""
+    """Whether an error (an illegal address, a capture that was never closed) has left the CUDA context unusable for whoever comes
+    next."""
     if device.type != "cuda":
         return False
     try:
         torch.cuda.synchronize(device)
         torch.zeros(1, device=device).item()
+        # a capture that failed may be left open: the cache then refuses, and its stream stays the current one
+        torch.cuda.empty_cache()
+        return torch.cuda.current_stream(device) != torch.cuda.default_stream(device)
     except RuntimeError:
         return True
-    return False
 
 
 class Worker:
@@ -102,7 +106,12 @@ class Worker:
         try:
             self.process.stdin.write(json.dumps(task.as_json()) + "\n")
             self.process.stdin.flush()
-            while (answer := self.answers.get(timeout=max(end - time.monotonic(), 0.01))) is not None:
+            while True:
+                left = max(end - time.monotonic(), 0.01)
+                patience = min(left, QUIET) if busy is not None and busy.startswith("rdk ") else left
+                answer = self.answers.get(timeout=patience)
+                if answer is None:
+                    break
                 if answer.startswith(DONE):
                     return None
                 if answer.startswith(BROKEN):
@@ -110,10 +119,12 @@ class Worker:
                     self.stop()
                     return Trouble(f"it left the device unusable: {found['note']}", found["contender"])
                 what = answer.removeprefix(AT).strip()
-                busy = what.removeprefix(CHECKING) if what.startswith(CHECKING) else None
+                busy = next((what.removeprefix(word) for word in BUSY if what.startswith(word)), None)
         except queue.Empty:
             self.stop()
-            return Trouble(f"it took longer than {seconds:.0f} s and was stopped", busy, late=True)
+            late = time.monotonic() >= end
+            waited = f"took longer than {seconds:.0f} s" if late else f"gave no sign of life for {QUIET:.0f} s"
+            return Trouble(f"it {waited} and was stopped", busy, late)
         except OSError:
             pass
         status = self.process.wait()

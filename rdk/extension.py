@@ -11,7 +11,7 @@ import torch
 
 from rdk import env
 
-HOW_TO_BUILD = "build it with `pip install --no-build-isolation .` (needs a C++ compiler; the CUDA part also nvcc)"
+HOW_TO_BUILD = "build it with `pip install --no-build-isolation -e .` in a checkout (needs a C++ compiler; the CUDA part also nvcc)"
 
 
 def folder() -> Path:

@@ -14,7 +14,7 @@ import torch
 from benchmark_cases import CPU, broken, switches, wrong_output
 from test_benchmarks_gpu import TINY, task
 
-from benchmarks import cli, gpu, records, run
+from benchmarks import cli, gpu, libraries, records, run
 from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import ROOT
 from benchmarks.suites import Executor
@@ -136,10 +136,11 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_control_c_on_the_command_line_keeps_the_records(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     command = [sys.executable, "-m", "benchmarks", "run", "--workload", "W4s", "--quick", "--contender", "rdk eager"]
-    process = subprocess.Popen(
-        [*command, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    with libraries.interrupts_heeded():
+        process = subprocess.Popen(
+            [*command, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("[2/"):

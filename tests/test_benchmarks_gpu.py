@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from benchmark_cases import switches
+from record_cases import FIXED
 
-from benchmarks import agenda, cli, gpu, gpu_tests, libraries, records, suites
+from benchmarks import agenda, cli, gpu, gpu_tests, libraries, records, run, suites
 from benchmarks.agenda import Agenda
 from benchmarks.environment import ROOT
 from benchmarks.records import Record
@@ -119,6 +120,42 @@ def test_a_contender_that_crashes_is_left_alone_after_two_times(tmp_path: Path) 
     notes = [r["note"] for r in records.read(fake.path) if r["contender"] == "rdk eager"]
     assert notes[:2] == ["illegal address"] * 2 and "not tried" in notes[2] and len(notes) == 3
     assert [r["note"] for r in records.read(fake.path) if r["contender"] == "eager"] == ["a stand-in"] * 3
+
+
+class Unlucky(FakeMeasurer):
+    """Each attempt of a part ends by the next of its troubles, after 45 s, until there are none left."""
+
+    def __init__(self, path: Path, troubles: list[Trouble]) -> None:
+        super().__init__(path, {"a": 1.0, "b": 1.0})
+        self.left = troubles
+
+    def ask(self, what: Task, seconds: float) -> Trouble | None:
+        if not self.left:
+            return super().ask(what, seconds)
+        self.contenders.append(what.contenders)
+        self.now += 45.0
+        return self.left.pop(0)
+
+
+def test_all_forms_of_a_backend_that_hangs_are_left_alone_and_teach_no_estimate(tmp_path: Path) -> None:
+    forms = ("rdk cuda", "rdk cuda graph", "rdk cuda sqrt")
+    tasks = [replace(task(name, 10), contenders=("eager", "rdk triton", *forms)) for name in "ab"]
+    fake = Unlucky(tmp_path / "r.jsonl", [Trouble("no sign of life", name) for name in forms[:2]])
+    plan = Agenda(tasks, [], 1000.0, fake.clock)
+    carried_out(plan, fake)
+    rest = ("eager", "rdk triton")
+    assert fake.contenders == [(*rest, *forms), (*rest, *forms[1:]), rest, rest]
+    found = records.read(fake.path)
+    assert [r["note"] for r in found if r["contender"] == "rdk cuda sqrt"] == [
+        "not tried: rdk cuda ended or broke the measuring process 2 times before"
+    ] * 2
+    assert plan.scale == {"a": pytest.approx(0.55), "b": pytest.approx(0.55)}
+
+
+def test_a_task_of_which_nothing_but_failures_is_there_is_open_again() -> None:
+    spoiled, partly = (gpu._failed(task(name, 1), "the device is unusable", ABOUT) for name in "ab")
+    partly[0]["status"] = "ok"
+    assert gpu._done([*spoiled, *partly, {"task": "ceilings", "suite": "ceilings"}]) == {"ceilings", task("b", 1).name}
 
 
 def test_estimates_follow_what_a_part_takes() -> None:
@@ -312,6 +349,45 @@ def test_control_c_ends_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cli.main(["gpu", "--out", str(tmp_path), "--minutes", "8"]) == 130
     assert "Not reached in this run: ceilings bf16, W1" in (tmp_path / "summary.md").read_text()
     assert [r["suite"] for r in records.read(tmp_path / "records.jsonl")] == ["tests"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As if a GPU were here, with nothing to build, to test or to measure; what is done about tables."""
+    tables: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu.environment, "describe", lambda *a: ABOUT)
+    monkeypatch.setattr(libraries, "build", lambda *a: None)
+    monkeypatch.setattr(gpu_tests, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(agenda, "plan", lambda device_type: [])
+    monkeypatch.setattr(gpu, "_tables", lambda *a: tables.append("asked for"))
+    monkeypatch.setenv("RDK_LIBRARY_FOLDER", "auto")
+    return tables
+
+
+def test_a_short_run_measures_no_tables(machine: list[str], tmp_path: Path) -> None:
+    assert gpu.run(tmp_path, 8, False, None, lambda text: None) == 0 and machine == []
+    assert gpu.run(tmp_path, 20, False, None, lambda text: None) == 0 and machine == ["asked for"]
+
+
+def test_an_error_while_measuring_leaves_a_summary(
+    machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(gpu, "carry_out", fail)
+    said: list[str] = []
+    assert gpu.run(tmp_path, 8, False, None, said.append) == 1
+    assert "Traceback" in "".join(said)
+    assert "the measuring ended early: RuntimeError: nobody thought of this" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_comparison_without_eager_is_told() -> None:
+    found = [json.loads(json.dumps(record)) for record in FIXED if record["contender"] != "eager"][:1]
+    found[0]["contender"] = "rdk cuda"
+    assert found[0]["status"] == "ok" and "no eager to compare with" in run.lines(found)[-1]
 
 
 def test_what_newer_records_have_mended_does_not_decide_the_status(tmp_path: Path) -> None:

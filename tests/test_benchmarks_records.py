@@ -124,6 +124,10 @@ def test_a_line_cut_short_is_skipped_and_the_next_group_is_whole(tmp_path: Path)
     whole = path.read_text()
     path.write_text(whole + whole[:100])
     assert len(records.read(path)) == 2
+    inner = whole.index("}")  # torn just behind an inner object
+    path.write_text(whole + whole[: inner + 1])
+    assert len(records.read(path)) == 2
+    path.write_text(whole + whole[:100])
     records.append(path, FIXED[2:4])
     assert [r["contender"] for r in records.read(path)] == [
         "eager",

@@ -109,6 +109,44 @@ def test_a_worker_that_dies_or_hangs_costs_one_task(tmp_path: Path) -> None:
     assert time.monotonic() - began < 20 and child.process is None
 
 
+@pytest.mark.parametrize("what", ["checking", "warming up"])
+def test_a_contender_of_ours_that_gives_no_sign_of_life_is_not_waited_for(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "QUIET", 2.0)
+    child = worker.Worker([], tmp_path / "log")
+    hang = "import sys, time; sys.stdin.readline(); print('{}{} rdk cuda graph', flush=True); time.sleep(600)"
+    child.command = [sys.executable, "-c", hang.format(worker.AT, what)]
+    trouble = child.ask(task("a", 1), 300)
+    assert trouble and not trouble.late and trouble.contender == "rdk cuda graph"
+    assert trouble.reason == "it gave no sign of life for 2 s and was stopped"
+    talks = (
+        "import sys, time; sys.stdin.readline(); print('{}checking compile', flush=True); time.sleep(4); print('{}')"
+    )
+    child.command = [sys.executable, "-c", talks.format(worker.AT, worker.DONE)]
+    assert child.ask(task("b", 1), 300) is None  # others may compile for long
+
+
+def test_a_capture_that_was_never_closed_makes_the_device_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, streams = torch.device("cuda", 0), {"current": 1}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "zeros", lambda *a, **kw: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams["current"])
+    assert not worker._device_is_broken(device)
+    streams["current"] = 2  # that of the capture
+    assert worker._device_is_broken(device)
+    streams["current"] = 1
+
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    assert worker._device_is_broken(device)
+    assert not worker._device_is_broken(torch.device("cpu"))
+
+
 def test_a_real_worker_process_measures(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     child = worker.Worker(["--device", "cpu", "--records", str(path), "--commit", "abc"], tmp_path / "log")

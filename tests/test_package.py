@@ -154,3 +154,5 @@ def test_require_fails_where_nothing_can_be_compiled(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode and "RDK_BUILD=require: the compiled libraries cannot be built" in run.stderr
     assert not list(tmp_path.iterdir())
+    run = subprocess.run(command, cwd=ROOT, env=environment | {"RDK_BUILD": "yes"}, capture_output=True, text=True)
+    assert run.returncode and "RDK_BUILD: expected auto, require, cuda or off, got 'yes'." in run.stderr
