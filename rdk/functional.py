@@ -85,7 +85,7 @@ def recurrent(
     """Applies the stages to x, `iterations` times.
 
     Args:
-        x: (N, C, H, W) state, or (*, F) for linear stages; any floating dtype, any strides.
+        x: (N, C, H, W) state, or (*, F) for linear stages; any strides; of the weights' floating dtype, or any under autocast.
         stages: what one iteration computes.
         iterations: how many are run; 0 returns x itself (with return_states an empty stack).
         start: the first iteration: which untied weights and which norms begin.
@@ -93,8 +93,8 @@ def recurrent(
         return_states: return the state after every iteration, not only the last.
         checkpoint: "none" keeps all that the backward needs, "sqrt" about √n states, an integer that many; "auto" is
             "none" unless a budget is set.
-        memory_budget: peak bytes that may be held beside parameters, their gradients, input and output.
-        backend: "auto", "eager", "cpu", "triton" or "cuda".
+        memory_budget: peak bytes that may be held beside parameters, their gradients, input and output; needs checkpoint "auto".
+        backend: "eager", "cpu", "triton" or "cuda"; "auto" asks rdk.use_backend, then RDK_BACKEND, then the measurements.
         owner: how error messages name the caller.
 
     Returns:

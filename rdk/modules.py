@@ -1,4 +1,4 @@
-"""The drop-in modules; they own parameters and norms and call functional with them, nothing else."""
+"""The drop-in modules, called by users; they own parameters and norms and call functional with them, nothing else."""
 
 from __future__ import annotations
 

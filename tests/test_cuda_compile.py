@@ -22,6 +22,13 @@ WIDTHS = {
 }
 # highest register in the code of a warpgroup that asked for this many, or of all threads
 MOST_REGISTERS = {"conv": 232, "resident": 255, "residual": 208, "rollout": 128, "weight_gradient": 152}
+# warpgroups and the registers of tables.h that each asks for while the kernel runs; out of those that it was started with, or it
+# waits for ever
+ASKED = {
+    "conv": [(1, "kConvProducerRegisters"), (2, "kConvConsumerRegisters")],
+    "residual": [(1, "kResidualCarrierRegisters"), (2, "kResidualConsumerRegisters")],
+    "weight_gradient": [(1, "kWeightGradientProducerRegisters"), (3, "kWeightGradientConsumerRegisters")],
+}
 KERNELS = {"conv": 6, "resident": 3, "residual": 7, "rollout": 3, "weight_gradient": 1}
 
 
@@ -49,6 +56,13 @@ def test_kernel_compiles_as_planned(source: str) -> None:
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(frames) == KERNELS[stem]
     assert all(frame == ("0", "0", "0") for frame in frames), report
+    started = [int(number) for number in re.findall(r"Used (\d+) registers", report)]
+    assert len(started) == KERNELS[stem]
+    if stem in ASKED:
+        tables = (cuda_build.SOURCE / "tables.h").read_text()
+        asked = [(groups, int(re.findall(rf"{name} = (\d+);", tables)[0])) for groups, name in ASKED[stem]]
+        warpgroups = sum(groups for groups, _ in asked)
+        assert min(started) * warpgroups >= sum(groups * registers for groups, registers in asked), (started, asked)
     assert not re.search(r"[1-9]\d* bytes smem", report), "shared memory is asked for at the launch, by the plan"
 
     kernels = cuda_build.machine_code(cubin)
@@ -75,6 +89,20 @@ def test_setup_builds_for_sm_90a_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {module.name: module.extra_compile_args["nvcc"] for module in given["ext_modules"]}["rdk._cuda"]
     flags = flags + cpp_extension._get_cuda_arch_flags(flags)
     assert [flag for flag in flags if "arch" in flag] == ["-gencode=arch=compute_90a,code=sm_90a"]
+
+
+@pytest.mark.parametrize(("mode", "built"), [("cuda", ["rdk._cuda"]), ("auto", ["rdk._cpu", "rdk._cuda"]), ("off", [])])
+def test_setup_builds_what_it_is_asked_for(mode: str, built: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("nvcc") is None or torch.version.cuda is None:
+        pytest.skip("setup.py leaves the CUDA library out where there is no nvcc, or PyTorch has no CUDA")
+    monkeypatch.chdir(cuda_build.ROOT)
+    monkeypatch.setenv("RDK_BUILD", mode)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    info = runpy.run_path("setup.py")["info"]
+    assert [module.name for module in given["ext_modules"]] == built
+    left_out = {"_cpu", "_cuda"} - {name[4:] for name in built}
+    assert info["left_out"].keys() == left_out and all(f"RDK_BUILD={mode}" in why for why in info["left_out"].values())
 
 
 @pytest.mark.parametrize("half", ["bf16", "fp16"])

@@ -57,6 +57,7 @@ CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "RESIDENT_BARRIER": ("resident_2", RACE),
     "RESIDENT_PADS": ("resident_2", ("expected",)),
     "RESIDENT_STRIDES": ("resident_2", ("expected",)),
+    "RESIDENT_GROUPS": ("resident_2", ("too many groups are under way",)),
     "RESIDUAL_FENCE": ("residual_1", ("without fence.proxy.async",)),
     "RESIDUAL_BARRIER": ("residual_1", RACE),
     "RESIDUAL_EMPTY": ("residual_1", (*RACE, "more arrivals at the mbarrier")),

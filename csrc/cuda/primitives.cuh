@@ -143,7 +143,11 @@ RDK_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::ct
 RDK_DEVICE void mbarrier_init(uint32_t address, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
 }
-RDK_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Initialised barriers become visible to other threads, and to the copy engine.
+RDK_DEVICE void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  fence_async_proxy();
+}
 RDK_DEVICE void mbarrier_arrive(uint32_t address) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
 }

@@ -174,6 +174,9 @@ struct ResidentKernel {
         wgmma<T, N1>(sums1, a_fields | weights, b_fields | shifted);
         if constexpr (N2 > 0) wgmma<T, N2>(sums2, a_fields | weights, b_fields | (shifted + N1));
         wgmma_commit();
+#if !defined(RDK_BREAK_RESIDENT_GROUPS)
+        wgmma_wait<kGroupsUnderWay>();
+#endif
         weights += static_cast<uint32_t>(packed.slab_bytes() >> 4);
         shifted += static_cast<uint32_t>(2 * p.slots);
       }

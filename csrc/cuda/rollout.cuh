@@ -213,6 +213,7 @@ struct RolloutKernel {
       b += static_cast<uint32_t>(packed.tap_bytes()) >> 4;
     }
     wgmma_commit();
+    wgmma_wait<kGroupsUnderWay>();
   }
 
   // Each warpgroup hands the other's half of the columns over and receives its own.

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "../tables.h"
 #include "machine.h"
 
 namespace rdk::cuda::standin {
@@ -109,6 +110,8 @@ void wgmma_commit() {
   Warpgroup& group = *self().group;
   together(group.warpgroup, kLanes, self().thread % kLanes, "wgmma.commit_group", nullptr, [&group](void**) {
     group.committed.push_back(std::move(group.open));
+    if (static_cast<int>(group.committed.size()) > kGroupsUnderWay + 1)
+      fail("wgmma.commit_group: too many groups are under way");
     group.open.clear();
     group.fenced = false;
   });
