@@ -74,10 +74,22 @@ def state(x: Any, weight: Tensor, owner: str) -> None:
         )
 
 
-def same_device(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor], owner: str) -> None:
-    """Raises ValueError for a tensor on another device than the input."""
+def same_device(
+    x: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_modules: Sequence[nn.Module],
+    owner: str,
+) -> None:
+    """Raises ValueError for a tensor, those of norms among them, on another device than the input."""
     device = x.device
-    for name, tensors in _named(inject, weights, biases):
+    held: list[Tensor] = []
+    for norm in norm_modules:
+        if type(norm) in PLAIN_TYPES:  # others are called, and say so themselves
+            own = (getattr(norm, name, None) for name in ("weight", "bias", "running_mean", "running_var"))
+            held += [tensor for tensor in own if tensor is not None]
+    for name, tensors in [*_named(inject, weights, biases), ("a norm", held)]:
         for tensor in tensors:
             if tensor.device != device:
                 raise ValueError(
@@ -91,9 +103,11 @@ def same_dtype(x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: 
     for name, tensors in _named(inject, weights, biases):
         for tensor in tensors:
             if tensor.dtype != dtype:
+                # autocast leaves float64 alone
+                casts = torch.float64 not in (dtype, tensor.dtype)
                 raise TypeError(
                     f"{owner}: the input has dtype {dtype}, {name} has {tensor.dtype}. "
-                    f"Convert one of them, or run under torch.autocast."
+                    f"Convert one of them{', or run under torch.autocast' if casts else ''}."
                 )
 
 

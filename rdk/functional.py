@@ -85,7 +85,7 @@ def recurrent(
     """Applies the stages to x, `iterations` times.
 
     Args:
-        x: (N, C, H, W) state, or (*, F) for linear stages; any strides; of the weights' floating dtype, or any under autocast.
+        x: (N, C, H, W) state, or (*, F) for linear stages; any strides; of the weights' dtype, or any but float64 under autocast.
         stages: what one iteration computes.
         iterations: how many are run; 0 returns x itself (with return_states an empty stack).
         start: the first iteration: which untied weights and which norms begin.
@@ -203,7 +203,7 @@ def prepare(
     biases = _filled(given, weights)
     norm_modules = _norms(stages, start, iterations)
     checks.norms(norm_modules, x, owner)
-    checks.same_device(x, inject, weights, biases, owner)
+    checks.same_device(x, inject, weights, biases, norm_modules, owner)
     x, inject, weights, biases = _autocast(x, inject, weights, biases)
     checks.same_dtype(x, inject, weights, biases, owner)
     needs_grad = torch.is_grad_enabled() and (
@@ -276,7 +276,7 @@ def problem_of(call: Prepared) -> Problem:
         call.biases,
         iterations=call.iterations,
         stages=call.stages,
-        norm_training=bool(call.norms) and norms.uses_batch_statistics(call.norms[0]),
+        norm_training=bool(call.norms) and call.eager_reason is None and norms.uses_batch_statistics(call.norms[0]),
         return_states=call.return_states,
         precision=dispatch.precision_of(call.x.device, call.x.dtype, "conv" if call.x.dim() == 4 else "linear"),
         needs_grad=call.needs_grad,

@@ -35,8 +35,9 @@ class StageParameters(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialises as nn.Conv2d and nn.Linear do: Kaiming uniform with a = √5, biases uniform within 1/√fan_in."""
-        weights = [self.weight] if isinstance(self.weight, nn.Parameter) else list(self.weight)
-        biases = [] if self.bias is None else [self.bias] if isinstance(self.bias, nn.Parameter) else list(self.bias)
+        # a computed weight (weight_norm, say) is a tensor and no parameter
+        weights = [self.weight] if isinstance(self.weight, torch.Tensor) else list(self.weight)
+        biases = [] if self.bias is None else [self.bias] if isinstance(self.bias, torch.Tensor) else list(self.bias)
         for number, weight in enumerate(weights):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
             if biases:

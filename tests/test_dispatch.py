@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -222,6 +223,14 @@ def test_shipped_measurements_have_the_one_format() -> None:
         assert shipped["backend"] in dispatch.NAMES and shipped["measured_on"]["commit"]
         for record in shipped["records"]:
             assert record["speedup"] > 0 and record["pass"] in ("forward", "training")
+
+
+def test_the_cpu_backend_takes_no_tensors_of_another_device() -> None:
+    """It would read their addresses on the host."""
+    here = problem(rdk.RecurrentConv(4, 3), X)
+    for device in (torch.device("cuda", 0), torch.device("meta")):
+        backend = dispatch.get("cpu")
+        assert f"the state is on {device}" in str(backend.supports(dataclasses.replace(here, device=device)))
 
 
 def test_one_convolution_alone_is_plain_where_no_record_shows_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:

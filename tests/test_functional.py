@@ -359,3 +359,14 @@ def test_budget_too_small_names_the_smallest_that_fits() -> None:
     module.memory_budget = smallest - 1
     with pytest.raises(rdk.BudgetError):
         module(x)
+
+
+def test_autocast_is_no_advice_where_a_tensor_has_float64() -> None:
+    module, x = rdk.RecurrentConv(4, 2), torch.randn(1, 4, 5, 5, dtype=torch.float64)
+    words = r"the input has dtype torch.float64, the weight has torch.\w+. Convert one of them.$"
+    with pytest.raises(TypeError, match=words):
+        module(x)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=words):
+        module(x)
+    with pytest.raises(TypeError, match="or run under torch.autocast"):
+        module(x.half())

@@ -235,3 +235,11 @@ def test_weights_computed_from_others_follow_them(apply: Any, tied: bool) -> Non
         bias = stage.bias if tied else stage.bias[iteration]
         state = torch.relu(torch.conv2d(state, weight, bias, padding=1))
     assert relative(after, before) > 1e-2 and relative(after, state) < 1e-12
+
+
+def test_parameters_of_a_computed_weight_are_reset_as_pytorchs_are() -> None:
+    module = rdk.RecurrentConv(4, 2)
+    nn.utils.parametrizations.weight_norm(module.stages[0], "weight")
+    before = module.stages[0].bias.clone()
+    module.reset_parameters()
+    assert not torch.equal(module.stages[0].bias, before)

@@ -99,6 +99,24 @@ def test_without_running_statistics_or_affine() -> None:
             assert all(relative(y, outputs[0]) < 1e-13 for y in outputs)
 
 
+@pytest.mark.parametrize("kw", [{}, {"checkpoint": 1}, {"backend": "eager"}])
+def test_a_norm_on_another_device_is_refused(kw: dict[str, Any]) -> None:
+    """One tensor on meta made the whole call one that computes nothing, and its output memory that nobody wrote."""
+    module = rdk.RecurrentConv(16, 3, norm="batch", **kw).eval()
+    module.stages[0].norm[1].running_var = torch.ones(16, device="meta")
+    with pytest.raises(ValueError, match="the input is on cpu, a norm on meta. Move one of them"):
+        module(torch.randn(2, 16, 20, 20))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 16), nn.Identity()])
+def test_a_plan_of_norms_that_are_called_as_they_are(norm: nn.Module) -> None:
+    module = rdk.RecurrentConv(16, 4, norm="batch")
+    for number in range(4):
+        module.stages[0].norm[number] = norm
+    plans = [rdk.plan(module.train(mode), (2, 16, 14, 14)) for mode in (True, False)]
+    assert plans[0] == plans[1] and plans[0].backend == "eager"
+
+
 @pytest.mark.parametrize("checkpoint", ["auto", 1])
 def test_one_value_per_channel_is_refused_as_by_pytorch(checkpoint: Any) -> None:
     module = rdk.RecurrentConv(4, 3, norm="batch", checkpoint=checkpoint, backend="eager")

@@ -21,6 +21,8 @@ class CpuBackend:
         return _unavailable()
 
     def supports(self, problem: Problem) -> str | None:
+        if problem.device.type != "cpu":
+            return f"it takes tensors of the CPU, and the state is on {problem.device}"
         if problem.kind != "conv":
             return "it has no kernel for linear stages, which PyTorch's matrix product runs"
         if problem.dtype != torch.float32:
