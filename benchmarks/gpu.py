@@ -146,7 +146,7 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     plan = Agenda(agenda.plan("cuda"), _done(earlier), measured_until, time.monotonic)
     if plan.skipped:
         say(f"{plan.skipped} tasks were done by an earlier run")
-    interrupted = 0
+    ended_early = 0
     try:
         try:
             carry_out(plan, worker, path, lambda task, why: _failed(task, why, about), say)
@@ -156,13 +156,13 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
             _tables(out, deadline, given_commit, say)
     except KeyboardInterrupt:
         say("stopped; the records so far are kept.")
-        interrupted = 130
+        ended_early = 130
     except Exception as error:  # the summary of what is there is worth more than a traceback alone
         say(f"the measuring ended early, the records so far are kept:\n{traceback.format_exc()}")
         reason = "; ".join(filter(None, [reason, f"the measuring ended early: {first_line(error)}"]))
-        interrupted = 1
+        ended_early = 1
     status = close(out, path, plan, reason, about, say)
-    return interrupted or status
+    return ended_early or status
 
 
 def _done(earlier: Iterable[Record]) -> set[str]:

@@ -17,6 +17,7 @@ import torch
 import rdk
 from rdk import dispatch, env, measured
 from rdk.backends.base import Problem
+from rdk.backends.cpu import BACKEND as CPU_BACKEND
 
 X = torch.randn(2, 4, 5, 5)
 
@@ -229,8 +230,7 @@ def test_the_cpu_backend_takes_no_tensors_of_another_device() -> None:
     """It would read their addresses on the host."""
     here = problem(rdk.RecurrentConv(4, 3), X)
     for device in (torch.device("cuda", 0), torch.device("meta")):
-        backend = dispatch.get("cpu")
-        assert f"the state is on {device}" in str(backend.supports(dataclasses.replace(here, device=device)))
+        assert f"the state is on {device}" in str(CPU_BACKEND.supports(dataclasses.replace(here, device=device)))
 
 
 def test_one_convolution_alone_is_plain_where_no_record_shows_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ inline constexpr int kChannelStep = 16;  // channels come in multiples of one wg
 inline constexpr int kMaxChannels = 1024;
 inline constexpr int kRows = 64;  // rows of one wgmma: output channels
 inline constexpr int kTaps = 9;
-// groups of products that may be under way: PTX names no limit, but no library that runs keeps many
+// groups of products that may be under way: PTX names no limit, and nobody has tried many on a GPU yet
 inline constexpr int kGroupsUnderWay = 4;
 inline constexpr int kMaxLaunchIterations = 1024;  // of a kernel that runs whole iterations
 // of a batch, with empty rows and columns: they are counted in 32 bits, and a tile reaches beyond the last
