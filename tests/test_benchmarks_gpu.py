@@ -317,6 +317,16 @@ def test_without_the_tests_packages_nothing_is_run_and_that_is_told(
     assert "Tests: not run: no_such_package" in said[0]
 
 
+def test_a_log_that_ends_within_a_character_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(where: list[str], log: Path, seconds: float) -> dict[str, str]:
+        log.write_bytes(b"FAILED test_a.py::test_b - 2 \xc3")
+        return {"test_a.py::test_b": "failed"}
+
+    monkeypatch.setattr(gpu_tests, "outcomes", killed)
+    found = gpu_tests.run(tmp_path / "log", 10, ABOUT)
+    assert found["failures"] == ["test_a.py::test_b: failed (2 \ufffd)"]
+
+
 def test_a_run_that_selects_no_test_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_selected(command: list[str], log: Path, seconds: float, **rest: Any) -> int:
         log.write_text("2977 deselected in 49.18s")

@@ -191,6 +191,19 @@ def test_a_contender_that_fails_is_recorded_and_the_rest_goes_on(error: Exceptio
     assert failed.status == status and failed.note.startswith(note) and "trace" not in failed.note
 
 
+def test_a_contender_that_fails_when_asked_whether_it_can_run_leaves_the_others_theirs() -> None:
+    def no_room(problem: Problem, training: bool) -> str | None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    compared = [
+        CONTENDERS["eager"],
+        dataclasses.replace(CONTENDERS["rdk eager"], why_not=no_room),
+        CONTENDERS["checkpoint"],
+    ]
+    found = measure.compare(Problem(CONV, FP32, CPU), True, compared, ONCE)
+    assert [outcome.status for outcome in found] == ["ok", "out of memory", "ok"]
+
+
 @pytest.mark.parametrize("calls", [2, 3, 4])
 def test_a_contender_that_fails_while_it_is_timed_leaves_the_others_their_figures(calls: int) -> None:
     """2 calls: the check's and the warm-up's; the next are the rounds'; of 4 rounds' calls the last measures memory."""
