@@ -149,6 +149,11 @@ def binomial(iterations: int, states: int) -> Schedule:
     return Schedule(kept=best, slots=states - best, taped=0)
 
 
+def smallest_bytes(problem: Problem, fixed_bytes: int) -> int:
+    """The peak of the schedule that holds least, and runs most again."""
+    return fixed_bytes + live_maps(problem, Schedule(kept=0, slots=0, taped=0)) * problem.map_bytes
+
+
 @lru_cache(maxsize=4096)
 def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Schedule:
     """The schedule with the least recomputation whose peak bytes are within the budget.
@@ -159,6 +164,9 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
     that could be better than the best so far, were slots free.
     Raises BudgetError, naming the smallest budget that fits.
     """
+    smallest = smallest_bytes(problem, fixed_bytes)
+    if memory_budget < smallest:
+        raise _too_small(smallest, memory_budget)
     iterations = problem.iterations
 
     def peak(schedule: Schedule) -> int:
@@ -176,8 +184,6 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
         untaped = iterations - taped
         with_free_slots = Schedule(kept=least.kept + min(states, untaped - 1), slots=untaped, taped=taped)
         candidates.append((recomputed_convolutions(problem, with_free_slots), taped, states))
-    if not candidates:
-        raise _too_small(peak(Schedule(kept=0, slots=0, taped=0)), memory_budget)
     best: tuple[int, int, Schedule] | None = None
     for bound, taped, states in sorted(candidates):
         if best is not None and bound > best[0]:
@@ -191,14 +197,13 @@ def under_budget(problem: Problem, fixed_bytes: int, memory_budget: int) -> Sche
 
 
 def _most_taped(iterations: int, peak: Callable[[Schedule], int], memory_budget: int) -> Schedule:
-    for taped in range(iterations, -1, -1):
-        untaped = iterations - taped
-        # 0 < taped < n keeps one state more: the one that enters the taped part
-        kept = 0 if untaped == 0 else untaped - 1 + (1 if taped else 0)
-        schedule = Schedule(kept=kept, slots=0, taped=taped)
+    """All states, and the tapes of as many last iterations as fit."""
+    for taped in range(iterations, 0, -1):
+        # the states between the untaped iterations, and the one that enters the taped part
+        schedule = Schedule(kept=iterations - taped, slots=0, taped=taped)
         if peak(schedule) <= memory_budget:
             return schedule
-    raise _too_small(peak(Schedule(kept=iterations - 1, slots=0, taped=0)), memory_budget)
+    return Schedule(kept=iterations - 1, slots=0, taped=0)
 
 
 def _too_small(smallest: int, memory_budget: int) -> BudgetError:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from rdk import checkpoint, dispatch, ops
+from rdk import budget, checkpoint, ops
 from rdk.backends.base import Problem
 
 
@@ -50,8 +50,8 @@ def backward(grad_out: Tensor, x: Tensor, *arguments: Any, out_val: Any = None) 
         x, inject, weights, biases, iterations=iterations, stages=ops.stages_of(stages), norm_training=norm_training,
         return_states=return_states, precision=precision, needs_grad=True, threads=threads,
     )  # fmt: skip
-    fixed = ops.fixed_bytes(problem, dispatch.choose(problem, backend).backend)
-    again = checkpoint.recomputed_convolutions(problem, checkpoint.resolve(problem, kind, amount, fixed))
+    _, schedule = budget.settle(problem, backend, kind, amount)
+    again = checkpoint.recomputed_convolutions(problem, schedule)
     return (_gradients(problem, needs[0], needs[2 : 2 + len(weights)]) + again) * _of_one_stage(x)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from rdk import checks, dispatch, norms, ops
+from rdk import budget, checks, dispatch, norms, ops
 from rdk.backends import eager
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.layout import dense, is_channels_last
@@ -252,7 +252,7 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
     if request == "auto" and call.checkpoint == "none" and small:
         return _plain_route("the call is too small to gain from it")
     layout = "channels_last" if is_channels_last(call.x) else "contiguous"
-    chosen, reasons = dispatch.choose(problem_of(call), request, layout)
+    chosen, reasons = budget.choose(problem_of(call), request, call.checkpoint, call.amount, layout)
     return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
 
 

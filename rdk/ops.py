@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rdk import batched, checkpoint, dispatch, recompute
+from rdk import batched, budget, checkpoint, dispatch, recompute
 from rdk.backends.base import Call, Needs, Problem, StageSpec
 from rdk.backends.layout import empty_maps, empty_outside, outside
 
@@ -93,20 +93,6 @@ def make_problem(
         precision=precision,
         threads=threads,
     )
-
-
-def fixed_bytes(problem: Problem, backend: str) -> int:
-    """Bytes held whatever the schedule: the backend's workspace, the statistics, and, where every state is returned to a
-    backend of one layout only, output and its gradient in that layout."""
-    statistics = 0
-    if problem.norm:
-        item = 8 if problem.dtype == torch.float64 else 4
-        statistics = 2 * problem.iterations * len(problem.stages) * problem.channels * item
-    chosen = dispatch.get(backend)
-    copies = 0
-    if problem.return_states and not chosen.any_layout(problem):
-        copies = (2 if problem.needs_grad else 1) * problem.iterations * problem.map_bytes
-    return chosen.workspace_bytes(problem) + statistics + copies
 
 
 def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -192,10 +178,9 @@ def _recurrent_fwd(
         statistics = _statistics(x, 0, [], [])
         out = empty_outside((0, *x.shape), like=x) if return_states else x.clone()
         return out, empty_maps(0, x), *statistics
-    chosen = dispatch.choose(problem, backend).backend
-    schedule = None
+    chosen, schedule = dispatch.choose(problem, backend).backend, None
     if needs_grad:
-        schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+        chosen, schedule = budget.settle(problem, backend, checkpoint_kind, amount)
     rows = iterations * len(specs) if problem.norm else 0
     means, variances = _statistics(x, rows, norm_means, norm_variances)
     call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)
@@ -235,8 +220,7 @@ def _recurrent_fwd_fake(
     if not needs_grad or (isinstance(iterations, int) and iterations == 0):
         count: int | torch.SymInt = 0
     elif all(isinstance(size, int) for size in (iterations, amount, *x.shape)):
-        chosen = dispatch.choose(problem, backend).backend
-        schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+        _, schedule = budget.settle(problem, backend, checkpoint_kind, amount)
         count = checkpoint.kept_maps(problem, schedule)
     else:
         # not a formula in n: that would be 0 or 1 for some n, for which a graph of its own would be compiled
@@ -277,8 +261,7 @@ def _recurrent_bwd(
         x, inject, weights, biases, iterations=iterations, stages=specs, norm_training=norm_training,
         return_states=return_states, precision=precision, needs_grad=True, threads=threads,
     )  # fmt: skip
-    chosen = dispatch.choose(problem, backend).backend
-    schedule = checkpoint.resolve(problem, checkpoint_kind, amount, fixed_bytes(problem, chosen))
+    chosen, schedule = budget.settle(problem, backend, checkpoint_kind, amount)
     call = Call(problem, inject, weights, biases, norm_weights, norm_biases, eps, means, variances)
     wanted = _needs(needs, len(weights), len(biases), len(norm_weights))
     grad_x, rest = recompute.backward(dispatch.get(chosen), call, schedule, x, out, kept, grad_out, wanted)

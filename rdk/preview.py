@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rdk import budget, checks, functional
 from rdk import checkpoint as planner
-from rdk import checks, functional, ops
 from rdk.backends import eager_workspace
 from rdk.functional import Prepared, Route
 from rdk.modules import Recurrent
@@ -128,7 +128,8 @@ def _planned(call: Prepared, route: Route) -> Plan:
         states = n - 1
         fixed = eager_workspace.plain_bytes(problem)
     else:
-        schedule, fixed = _schedule(call, route.backend)
+        _, schedule = budget.settle(problem, route.backend, call.checkpoint, call.amount)
+        fixed = budget.fixed_bytes(problem, route.backend)
         kept, live = planner.kept_maps(problem, schedule), planner.live_maps(problem, schedule)
         states = planner.kept_states(problem, schedule)
     return Plan(
@@ -142,13 +143,6 @@ def _planned(call: Prepared, route: Route) -> Plan:
         bytes_peak=live * problem.map_bytes + fixed,
         recompute=planner.recomputed_convolutions(problem, schedule) / (n * stages),
     )
-
-
-def _schedule(call: Prepared, backend: str) -> tuple[planner.Schedule, int]:
-    """The schedule of the operator's call on `backend`, and the bytes held whatever the schedule. Raises BudgetError."""
-    problem = functional.problem_of(call)
-    fixed = ops.fixed_bytes(problem, backend)
-    return planner.resolve(problem, call.checkpoint, call.amount, fixed), fixed
 
 
 def explain(
@@ -176,7 +170,8 @@ def explain(
         forward = backward = "none: no iteration is run"
     else:
         if call.needs_grad and not route.plain:
-            _schedule(call, route.backend)  # a budget that is too small raises here
+            # a budget that is too small raises here
+            budget.settle(functional.problem_of(call), route.backend, call.checkpoint, call.amount)
         forward = "eager (plain autograd)" if route.plain and call.needs_grad else route.backend
         backward = forward if call.needs_grad else "none: no gradient is asked for"
     return Explanation(forward, backward, dict(route.reasons))

@@ -102,6 +102,18 @@ def test_plan_counts_what_convolutions_hold_inside(
     assert measured <= planned <= 1.3 * measured + 2.0 + 8.0 * weights
 
 
+@pytest.mark.parametrize(
+    "kw,shape,n", [({"dilation": 2}, (6, 16, 9, 7), 9), ({"norm": "batch", "dilation": 2}, (1, 16, 14, 7), 5)]
+)
+def test_plan_counts_the_injects_gradient_in_float32(kw: dict[str, Any], shape: tuple[int, ...], n: int) -> None:
+    module = rdk.RecurrentConv(16, n, **kw, checkpoint="sqrt" if kw.get("norm") else 0, backend="eager")
+    module = module.to(torch.bfloat16)
+    x = torch.randn(shape).to(torch.bfloat16)
+    planned = rdk.plan(module, x.shape, inject=True).bytes_peak / (x.numel() * x.element_size())
+    gradient = 1  # the inject's own, beside input and output
+    assert held_maps(module, x, inject=x.clone().requires_grad_()) - gradient <= planned
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(1, 32, 16, 16), (2, 32, 16, 16), (1, 20, 32, 32), (1, 20, 32, 33)])
 @pytest.mark.parametrize("dilation", [1, 2])

@@ -87,28 +87,39 @@ class CudaBackend:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """Maps: a stage's input and result, the open skips and their gradients, with norm as eager; a resident backward holds
-        the gradients of a run. Beside maps: weights packed for both directions, the splits of every weight's gradient in
-        float32 and their sum."""
+        """Maps: a stage's input and result, and a copy of input and output in the other memory layout; the open skips and their
+        gradients, with norm as eager; a resident backward holds the gradients of a run; the inject with channels innermost, and
+        its gradient in float32. Beside maps: weights packed for both directions, the splits of every weight's gradient in
+        float32 and their sum, and the vectors of every norm."""
         stages = len(problem.stages)
         c = problem.channels
         weight = TAPS * c * c
         packed = 2 * stages * TAPS * c * -(-c // (2 * ROWS)) * 2 * ROWS * problem.dtype.itemsize
         if self.kernels.not_resident(problem) is None:
-            maps = 3 + (min(LONGEST_RUN, problem.iterations) if problem.needs_grad else 0)
+            maps = 5 + (min(LONGEST_RUN, problem.iterations) if problem.needs_grad else 0)
         else:
-            maps = 3 + (2 if any(stage.skip is not None for stage in problem.stages) else 0)
-            maps += stages + 2 if problem.norm else 0
+            maps = 5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0)
+            maps += stages if problem.norm else 0
+        if problem.inject:
+            maps += 1 + (4 // problem.dtype.itemsize if problem.needs_grad else 0)
         sums = 0
         if problem.needs_grad:
-            plan = self.kernels.weight_gradient_plan(
-                problem.shape, problem.stages[0].dilation, self.kernels.multiprocessors(problem.device)
-            )
-            splits = 4 * plan.splits * plan.channel_tiles**2 * TAPS * ROWS**2
-            sums = splits * (stages if problem.tied else 1) + 4 * weight * (
-                2 if problem.tied else problem.iterations * stages
-            )
-        return maps * problem.map_bytes + packed + sums
+            splits = [self._split_bytes(problem, stage.dilation) for stage in problem.stages]
+            sums = sum(splits) + 8 * weight if problem.tied else max(splits) + 4 * weight * problem.iterations * stages
+        vectors = self._norm_bytes(problem) if problem.norm else 0
+        return maps * problem.map_bytes + packed + sums + vectors
+
+    def _split_bytes(self, problem: Problem, dilation: int) -> int:
+        """The splits of one weight's gradient."""
+        multiprocessors = self.kernels.multiprocessors(problem.device)
+        plan = self.kernels.weight_gradient_plan(problem.shape, dilation, multiprocessors)
+        return 4 * plan.splits * plan.channel_tiles**2 * TAPS * ROWS**2
+
+    def _norm_bytes(self, problem: Problem) -> int:
+        """A group's statistics of one stage; for each norm scale and shift, and both gradients, each in float32, with copies."""
+        multiprocessors = self.kernels.multiprocessors(problem.device)
+        groups = max(self.kernels.conv_plan(problem.shape, s.dilation, multiprocessors).groups for s in problem.stages)
+        return 4 * problem.channels * (3 * groups + 8 * problem.iterations * len(problem.stages))
 
     def any_layout(self, problem: Problem) -> bool:
         return False

@@ -22,12 +22,13 @@ SHARED_SUMS, THREADS_OF_A_SUM = 4, 16
 
 def peak_bytes(problem: Problem) -> int:
     """A stage's input, sum and result, or their gradients, and a copy of input and output in the other memory layout;
-    the open skips and their gradients; with norm the stages' inputs built again. Beside maps: what `_product_bytes` counts, and,
-    for half types, parameter gradients summed in float32."""
+    the open skips and their gradients; with norm the stages' inputs built again; for half types the inject's gradient summed in
+    float32. Beside maps: what `_product_bytes` counts, and, for half types, parameter gradients summed in float32."""
     stages = len(problem.stages)
     maps = 5 + (2 if any(stage.skip is not None for stage in problem.stages) else 0) + (stages if problem.norm else 0)
     sums = 0
     if problem.dtype.itemsize < 4:
+        maps += 4 // problem.dtype.itemsize if problem.inject else 0
         weight = problem.channels**2 * (9 if problem.kind == "conv" else 1)
         sums = 4 * weight * stages * (1 if problem.tied else problem.iterations)
     return maps * problem.map_bytes + _product_bytes(problem) + sums
