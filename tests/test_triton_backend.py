@@ -222,6 +222,33 @@ def test_steps_are_equal_bit_for_bit() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def held_maps(module: Any, x: torch.Tensor, inject: torch.Tensor | None) -> float:
+    """Peak maps of a training step beside parameters, their gradients, input, inject, output and their gradients."""
+    size = x.numel() * x.element_size()
+
+    def run() -> None:
+        y = module(x.detach().requires_grad_(), inject=inject)
+        y.backward(torch.ones_like(y))
+
+    run()
+    module.zero_grad()
+    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * size
+    if inject is not None:
+        inject.grad = None
+        outside += size
+    return (peak_bytes(run) - outside) / size
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what PyTorch's CPU allocator holds")
+def test_the_plan_counts_a_state_built_again_with_the_inject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a half type, and everything in the other memory layout."""
+    monkeypatch.setattr(launch.Launch, "run", lambda self: None)
+    module = C(16, 9, norm="batch", backend="triton").to(torch.bfloat16)
+    x = torch.randn(1, 16, 20, 32).to(torch.bfloat16)
+    planned = rdk.plan(module, x.shape, inject=True).bytes_peak / (x.numel() * x.element_size())
+    assert held_maps(module, x, x.clone().requires_grad_()) <= planned
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what PyTorch's CPU allocator holds")
 @pytest.mark.parametrize("checkpoint", ["none", 1, "sqrt"])
 @pytest.mark.parametrize(
@@ -236,19 +263,7 @@ def test_memory_is_within_the_plan(
     module = cls(16, 6, **kw, checkpoint=checkpoint, backend="triton")
     x = torch.randn(2 * 40 * 40, 16) if cls is L else channels_last(torch.randn(2, 16, 40, 40))
     u = torch.randn_like(x).requires_grad_() if inject else None
-    size = x.numel() * x.element_size()
-
-    def run() -> None:
-        y = module(x.detach().requires_grad_(), inject=u)
-        y.backward(torch.ones_like(y))
-
-    run()
-    module.zero_grad()
-    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * size
-    if u is not None:
-        u.grad = None
-        outside += size
-    held = (peak_bytes(run) - outside) / size
+    held, size = held_maps(module, x, u), x.numel() * x.element_size()
     plan = rdk.plan(module, x.shape, inject=inject)
     slack = 8.0 if checkpoint == "none" else 8.0 + BACKEND.workspace_bytes(call_of(module, x).problem) / size
     assert held <= plan.bytes_peak / size <= held + slack

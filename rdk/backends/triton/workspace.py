@@ -10,7 +10,8 @@ def peak_bytes(problem: Problem) -> int:
     """Upper bound of what forward and backward hold at once.
 
     Maps: a gradient for every stage and iteration of a block (see Setting.run_length), with a norm also the inputs that are
-    built again; a stage's input, result and open skip, or their gradients; input and gradient in the other memory layout.
+    built again; a stage's input, result and open skip, or their gradients; input and gradient in the other memory layout;
+    the inject, and with a norm two states that are built again with it.
     Beside maps: packed weights, split sums of weight gradients, per-tile sums, the vectors of every norm, and the inject's
     gradient in float32.
     """
@@ -18,7 +19,9 @@ def peak_bytes(problem: Problem) -> int:
     stages, channels = len(problem.stages), setting.channels
     block = setting.run_length(problem.iterations)
     skips = 2 if any(stage.skip is not None for stage in problem.stages) else 0
-    maps = block * (stages + len(built_inputs(problem))) + 5 + skips + (1 if problem.inject else 0)
+    maps = block * (stages + len(built_inputs(problem))) + 5 + skips
+    if problem.inject:
+        maps += 3 if problem.norm else 1
     weight = setting.columns * channels
     weights = 2 * stages if problem.tied else 2
     weights += 2 if problem.precision == "tf32" else 0  # while one is rounded
