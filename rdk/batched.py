@@ -15,6 +15,8 @@ from rdk.backends.base import StageSpec
 
 def is_batched(grad: Tensor) -> bool:
     """Whether a vmap, torch.func's or that of torch.autograd.grad(…, is_grads_batched=True), is over this gradient."""
+    if torch.compiler.is_compiling():  # by compiled autograd, which cannot read these; a batch meets ops' rule for it
+        return False
     functorch = torch._C._functorch
     return bool(functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad))
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a recurrent call, each with a sentence that names the value received; called by functional."""
+"""Checks of arguments, each with a sentence that names the value received; called by arguments, functional, preview, modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rdk.norms import PLAIN_TYPES, uses_batch_statistics
 
 if TYPE_CHECKING:
-    from rdk.functional import Stage
+    from rdk.arguments import Stage
 
 CHECKPOINT_WORDS = ("auto", "none", "sqrt")
 
@@ -265,6 +265,8 @@ def stages(values: Any, stage_type: type[Stage], owner: str) -> None:
                 f"{owner}: a weight must be (C, C, 3, 3) or (F, F); stage {number} has shape {tuple(shape)}. A stage keeps the "
                 f"shape of its input."
             )
+        if not isinstance(stage.relu, bool):
+            raise TypeError(f"{owner}: relu must be True or False, got {_kind(stage.relu)} in stage {number}.")
         dilation, skip = integer(stage.dilation), integer(stage.skip)
         if type(dilation) is not int or dilation < 1:
             raise ValueError(

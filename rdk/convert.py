@@ -313,7 +313,8 @@ def _random(shape: Sequence[int], scale: float, generator: torch.Generator) -> T
 
 @torch.no_grad()
 def _randomise(block: nn.Module, generator: torch.Generator) -> None:
-    """Gives every parameter and running statistic a random value that leaves the states' size about as it is."""
+    """Gives every parameter and running statistic a random value that leaves the states' size about as it is, and every other
+    buffer any: a forward that reads one does what no layer says."""
     for parameter in block.parameters():
         fan = parameter[0].numel() if parameter.dim() > 1 else 1
         parameter.copy_(_random(parameter.shape, 2 / fan**0.5, generator))
@@ -321,6 +322,10 @@ def _randomise(block: nn.Module, generator: torch.Generator) -> None:
         if isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None:
             part.running_mean.copy_(_random(part.running_mean.shape, 1.0, generator))
             part.running_var.copy_(_random(part.running_var.shape, 1.0, generator).square() + 0.5)
+        elif not isinstance(part, _BatchNorm):
+            for buffer in part.buffers(recurse=False):
+                draw = _random(buffer.shape, 1.0, generator)
+                buffer.copy_(draw if buffer.is_floating_point() else draw > 0)
 
 
 def _run(module: nn.Module, x: Tensor) -> tuple[Any, bool]:

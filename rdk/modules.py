@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rdk import checks, dispatch, functional
-from rdk.functional import Stage
+from rdk.arguments import Stage
 from rdk.keys import translate_plain_keys
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class StageParameters(nn.Module):
@@ -88,7 +90,6 @@ class Recurrent(nn.Module):
             if norm == "batch":
                 stage.norm = nn.ModuleList([self.norm_type(size, **factory) for _ in range(iterations)])
             self.stages.append(stage)
-        self.register_load_state_dict_pre_hook(translate_plain_keys)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,6 +98,11 @@ class Recurrent(nn.Module):
             stage.reset_parameters()  # type: ignore[operator]
             for norm in stage.norm or []:  # type: ignore[union-attr]
                 norm.reset_parameters()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # no hook: a copy.copy would share that, and the module that it was registered for may be gone
+        translate_plain_keys(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
 
     def functional_stages(self) -> list[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
@@ -109,20 +115,9 @@ class Recurrent(nn.Module):
 
     def stages_to_look_at(self) -> list[Stage]:
         """functional_stages for who asks and runs nothing: weights that a hook or a parametrization computes are computed as in
-        evaluation mode, and nothing that they write stays (spectral_norm advances its vectors in training mode)."""
-        parts: list[nn.Module] = []
-        for stage in self.stages:
-            norms = set() if stage.norm is None else set(stage.norm.modules())  # type: ignore[union-attr, operator]
-            parts += [part for part in stage.modules() if part not in norms]
-        before = [dict(part.__dict__) for part in parts]
-        try:
-            for part in parts:
-                part.training = False
-            return self.functional_stages()
-        finally:
-            for part, attributes in zip(parts, before, strict=True):
-                part.__dict__.clear()
-                part.__dict__.update(attributes)
+        evaluation mode, by copies that share the tensors and take what is written (spectral_norm advances its vectors in training
+        mode)."""
+        return _in_evaluation(self, [stage.norm for stage in self.stages]).functional_stages()  # type: ignore[misc]
 
     def forward(
         self,
@@ -164,6 +159,20 @@ class Recurrent(nn.Module):
         if self.backend != "auto":
             shown.append(f"backend={self.backend!r}")
         return shown
+
+
+def _in_evaluation(part: _Module, shared: Container[nn.Module]) -> _Module:
+    """A copy in evaluation mode that holds the very tensors, and the very modules in `shared`; what is set on it does not reach
+    the original."""
+    twin = object.__new__(type(part))
+    twin.__dict__ = dict(part.__dict__)
+    twin._parameters, twin._buffers = dict(part._parameters), dict(part._buffers)
+    twin._modules = {
+        name: child if child is None or child in shared else _in_evaluation(child, shared)
+        for name, child in part._modules.items()
+    }
+    twin.training = False
+    return twin
 
 
 def _recompute_weights(stage: nn.Module) -> None:

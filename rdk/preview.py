@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rdk import budget, checks, functional
+from rdk import arguments, budget, checks, functional
 from rdk import checkpoint as planner
+from rdk.arguments import Prepared
 from rdk.backends import eager_workspace
-from rdk.functional import Prepared, Route
+from rdk.functional import Route
 from rdk.modules import Recurrent
 
 
@@ -109,7 +110,7 @@ def _training_step(
     x = weight.new_empty(1).expand(tuple(input_shape))
     # autocast would copy the input, whole
     with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-        call = functional.prepare(
+        call = arguments.prepare(
             x, stages, iterations, 0, x if inject else None, return_states, checkpoint, memory_budget, "rdk.plan"
         )
     x = x.new_empty(1, dtype=dtype or x.dtype).expand(call.x.shape)
@@ -162,7 +163,7 @@ def explain(
         raise TypeError(f"rdk.explain: expected an rdk module, got {type(module).__name__}.")
     count = module.iterations if iterations is None else iterations
     stages, owner = module.stages_to_look_at(), f"rdk.{type(module).__name__}"
-    call = functional.prepare(
+    call = arguments.prepare(
         x, stages, count, start, inject, return_states, module.checkpoint, module.memory_budget, owner
     )
     route = functional.decide(call, module.backend, owner)

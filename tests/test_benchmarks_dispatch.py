@@ -13,7 +13,7 @@ from benchmark_cases import CONV, CPU, FP32, NORM, RESIDUAL, broken, switches, w
 
 from benchmarks import dispatch, environment, measure, suites, workloads
 from benchmarks.contenders import CONTENDERS
-from rdk import functional, measured
+from rdk import arguments, functional, measured
 
 assert switches  # a fixture of every test here
 
@@ -72,7 +72,7 @@ def test_a_dispatch_table_is_what_rdk_reads(tmp_path: Path, monkeypatch: pytest.
     x = torch.randn(CONV.shape)
 
     def slower() -> str | None:
-        call = functional.prepare(x, module.functional_stages(), 3, 0, None, False, "none", None, "test")
+        call = arguments.prepare(x, module.functional_stages(), 3, 0, None, False, "none", None, "test")
         return measured.slower_than_eager("eager", functional.problem_of(call))
 
     with torch.no_grad():

@@ -63,6 +63,7 @@ BAD_STAGES: list[tuple[Any, type[Exception], str]] = [
     ([Stage(W, 1.0)], TypeError, "bias must be None, a torch.Tensor, .* stage 0 has 1.0"),  # type: ignore[arg-type]
     ([Stage(W, [1.0, 1.0, 1.0])], TypeError, "a bias must be a torch.Tensor, .* got 1.0"),  # type: ignore[list-item]
     ([Stage(W, skip=0.0)], TypeError, "skip must be None or an integer, got 0.0 in stage 0"),  # type: ignore[arg-type]
+    ([Stage(W, relu=1)], TypeError, "relu must be True or False, got 1 in stage 0"),  # type: ignore[arg-type]
     ([Stage(W, norm=nn.BatchNorm2d(4))], TypeError, "norm must be None or a list of modules, .* type BatchNorm2d"),  # type: ignore[arg-type]
     (
         [Stage(W, norm=[torch.relu] * 3)],

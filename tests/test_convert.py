@@ -155,6 +155,15 @@ class FixedSize(BasicBlock):
         return super().forward(x.view(2, -1, 32, 32))
 
 
+class Masked(BasicBlock):
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(width)
+        self.register_buffer("mask", torch.ones(width, 1, 1, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.mask
+
+
 def silent(block: Any) -> Any:
     """The block with a residual branch that ends in zero, as zero_init_residual makes it."""
     nn.init.zeros_(block.bn2.weight)
@@ -201,6 +210,9 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: [BasicBlock(4, norm=True), silent(Leaky(4, norm=True))], "Leaky computes something else"),
     (lambda: Capped(4), "Capped computes something else"),
     (lambda: ScaledBranch(4), "ScaledBranch computes something else"),
+    (lambda: Masked(4), "Masked computes something else"),
+    (lambda: Masked(4, torch.bool), "Masked computes something else"),
+    (lambda: Masked(4, torch.int64), "Masked computes something else"),
     (lambda: Dropping(4), "Dropping draws random numbers in training mode"),
     (lambda: SkippedAtRandom(4).eval(), "SkippedAtRandom draws random numbers in training mode"),
     (lambda: FixedSize(4), r"FixedSize raises RuntimeError on a torch.float64 input of shape \(2, 4, 5, 6\)"),

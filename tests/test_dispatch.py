@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import rdk
-from rdk import dispatch, env, measured
+from rdk import arguments, dispatch, env, measured
 from rdk.backends.base import Problem
 from rdk.backends.cpu import BACKEND as CPU_BACKEND
 
@@ -23,9 +23,7 @@ X = torch.randn(2, 4, 5, 5)
 
 
 def problem(module: Any, x: torch.Tensor) -> Problem:
-    call = rdk.functional.prepare(
-        x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test"
-    )
+    call = arguments.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
     return rdk.functional.problem_of(call)
 
 

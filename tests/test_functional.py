@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdk
-from rdk import functional
+from rdk import arguments, functional
 from rdk.functional import Stage, recurrent
 from rdk.testing import UNIT, assert_close, plain_eager, relative, step, upstream
 
@@ -160,7 +160,7 @@ def test_error_is_at_most_1_5_times_eagers(dtype: torch.dtype, kw: dict[str, Any
     reference = step(exact, x.double())
     eager = step(plain_eager(module), x)
     if checkpoint == "none":  # the operator itself, which the plain path goes around
-        call = functional.prepare(x, module.functional_stages(), 4, 0, None, False, "none", None, "test")
+        call = arguments.prepare(x, module.functional_stages(), 4, 0, None, False, "none", None, "test")
         mine = {"output": functional._operator(call, "eager").detach()}
     else:
         mine = step(module, x)
@@ -315,36 +315,78 @@ def test_stages_of_different_kinds_share_one_call() -> None:
     assert relative(results[0][0], h) < 1e-13
 
 
-def test_a_tiny_call_skips_the_checks_and_gives_eagers_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small enough, and nothing asked for that needs a decision: the loop at once. Anything else meets the checks first."""
+# all that `sound` is for, and the call that says when it is not
+SOUND: list[tuple[rdk.RecurrentConv | rdk.RecurrentResidual, torch.Tensor]] = [
+    (rdk.RecurrentResidual(4, 3), torch.randn(2, 4, 5, 6)),
+    (rdk.RecurrentConv(8, 3, dilation=2, bias=False), torch.randn(2, 8, 5, 6, requires_grad=True)),
+    (rdk.RecurrentResidual(6, 2, recall=True).requires_grad_(False), torch.randn(1, 6, 9, 7)),
+    (rdk.RecurrentConv(4, 3).double(), torch.randn(2, 4, 50, 60).double()),
+]
+
+
+@pytest.mark.parametrize("module,x", SOUND)
+def test_a_sound_call_is_prepared_as_with_all_checks(module: Any, x: torch.Tensor) -> None:
+    stages = module.functional_stages()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = arguments.sound(x, stages, 3, 0)
+            assert found is not None
+            quick = arguments.prepare_sound(x, found, 3)
+            checked = arguments.prepare(x, stages, 3, 0, None, False, "auto", None, "test")
+        assert quick._replace(weights=[], biases=[]) == checked._replace(weights=[], biases=[])
+        assert all(a is b for a, b in zip(quick.weights, checked.weights, strict=True))
+        assert all(a is b for a, b in zip(quick.biases, checked.biases, strict=True))
+
+
+def test_a_sound_call_skips_the_checks_and_gives_eagers_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be wrong and nothing special is asked for. Anything else meets the checks first."""
     module, x = rdk.RecurrentResidual(4, 3), torch.randn(2, 4, 5, 6)
     expected = module(x, return_states=True)[-1]
     normed = rdk.RecurrentConv(4, 3, norm="batch").eval()
+    large = torch.randn(2, 4, 50, 60)
+    large_expected = plain_eager(module)(large)
 
-    def refuse(*arguments: Any, **settings: Any) -> None:
+    def refuse(*given: Any, **settings: Any) -> None:
         raise RuntimeError("the checks were called")
 
-    monkeypatch.setattr(functional, "prepare", refuse)
+    monkeypatch.setattr(arguments, "prepare", refuse)
     assert torch.equal(module(x), expected)
     assert torch.equal(module(x, start=2), expected)
+    assert relative(module(large), large_expected) < 1e-5
+    with rdk.use_backend("eager"):
+        assert torch.equal(module(large), large_expected)
+    assert module(x, iterations=0) is x
+    stage = module.functional_stages()[0]
+    wrong: list[Stage] = [
+        stage._replace(relu=1),
+        stage._replace(skip=1),
+        stage._replace(dilation=0),
+        stage._replace(dilation=True),
+    ]  # type: ignore[arg-type]
     checked: list[Callable[[], Any]] = [
+        *(lambda stages=[stage]: recurrent(x, stages, 3) for stage in wrong),
+        lambda: recurrent(x, [stage, stage._replace(bias=torch.zeros(4))], 3),
+        lambda: recurrent(x, (), 3),
+        lambda: recurrent(x, [tuple(stage)], 3),  # type: ignore[list-item]
         lambda: module(x, return_states=True),
         lambda: module(x, inject=x),
+        lambda: module(x, iterations=-1),
+        lambda: module(x, start=-1),
         lambda: module(x.double()),
+        lambda: module(x.to("meta")),
         lambda: module(x[:, :3]),
-        lambda: module(torch.randn(2, 4, 500, 60)),
+        lambda: module(x[0]),
+        lambda: module(nn.Parameter(x)),
         lambda: normed(x),
+        lambda: rdk.RecurrentConv(4, 3, device="meta")(x),
         lambda: rdk.RecurrentConv(4, 3, tied=False)(x),
         lambda: rdk.RecurrentConv(4, 3, checkpoint="sqrt")(x),
         lambda: rdk.RecurrentConv(4, 3, memory_budget=1 << 20)(x),
-        lambda: rdk.RecurrentConv(4, 3, backend="eager")(x),
     ]
     for call in checked:
         with pytest.raises(RuntimeError, match="the checks were called"):
             call()
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="the checks were called"):
-        module(x)
-    with rdk.use_backend("eager"), pytest.raises(RuntimeError, match="the checks were called"):
         module(x)
 
 

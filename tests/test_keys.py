@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from typing import Any
 
 import pytest
@@ -123,3 +125,23 @@ def test_what_a_subclass_adds_does_not_hinder_plain_keys() -> None:
     missing, unexpected = module.load_state_dict(plain.state_dict(), strict=False)
     assert missing == ["scale"] and unexpected == []
     assert torch.equal(module.stages[0].weight, plain.layers[0].weight)
+
+
+def test_a_copy_loads_when_the_original_is_gone() -> None:
+    plain = rdk.to_modules(rdk.RecurrentConv(4, 3))
+    module = rdk.RecurrentConv(4, 3)
+    copied = copy.copy(module)
+    del module
+    gc.collect()
+    copied.load_state_dict(plain.state_dict())
+    assert torch.equal(copied.stages[0].weight, plain.layers[0].weight)
+
+
+def test_an_rdk_module_of_other_stages_is_no_plain_network() -> None:
+    """Four tied stages would fit four untied iterations of one."""
+    state = rdk.RecurrentResidual(4, 3).state_dict()
+    with pytest.raises(RuntimeError, match='Missing key.*"stages.0.weight.0"'):
+        rdk.RecurrentConv(4, 4, tied=False, bias=False).load_state_dict(state)
+    untied = rdk.RecurrentResidual(4, 3, tied=False)
+    untied.load_state_dict(state)  # the same stages, which every iteration gets
+    assert torch.equal(untied.stages[3].weight[2], state["stages.3.weight"])

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rdk
-from rdk import functional, ops
+from rdk import arguments, ops
 from rdk.testing import assert_close, plain_eager, relative, step, upstream
 
 
@@ -165,6 +166,26 @@ def test_autocast_under_compile() -> None:
     assert y.dtype == torch.bfloat16 and relative(y, expected) < 1e-2
 
 
+@pytest.mark.parametrize("module", [rdk.RecurrentConv(4, 3, checkpoint=1), rdk.RecurrentLinear(4, 3)])
+def test_autocast_of_no_iterations_gives_its_dtype_compiled_or_not(module: Any) -> None:
+    x = torch.randn(2, 4, 5, 5).transpose(1, -1) if isinstance(module, rdk.RecurrentLinear) else torch.randn(2, 4, 5, 5)
+    x = x[..., :4] if isinstance(module, rdk.RecurrentLinear) else x
+    compiled = torch.compile(module, backend="aot_eager", dynamic=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for run in (module, compiled):
+            assert run(x, iterations=0).dtype == torch.bfloat16 and run(x, iterations=0).shape == x.shape
+            assert run(x, iterations=0, return_states=True).dtype == torch.bfloat16
+    assert module(x, iterations=0) is x
+
+
+@pytest.mark.slow
+def test_compiled_autograd_traces_a_backward_whole() -> None:
+    module, x = rdk.RecurrentConv(4, 3, checkpoint=1), torch.randn(2, 4, 5, 5)
+    expected = step(module, x)
+    with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        assert_close(step(module, x), expected, 1e-6)
+
+
 def test_double_backward_names_the_way_that_supports_it() -> None:
     module = rdk.RecurrentConv(4, 5, checkpoint=2, backend="eager")
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
@@ -178,13 +199,13 @@ def test_double_backward_names_the_way_that_supports_it() -> None:
 
 
 def test_no_gradient_keeps_nothing() -> None:
-    call = functional.prepare(
+    call = arguments.prepare(
         torch.randn(2, 4, 5, 5), rdk.RecurrentConv(4, 3).requires_grad_(False).functional_stages(),
         3, 0, None, False, "none", None, "test",
     )  # fmt: skip
     assert not call.needs_grad
-    arguments = (call.x, None, call.weights, call.biases, [], [], [], 3, ops.stage_numbers(call.stages))
-    _, kept, _, _ = ops.recurrent_fwd(*arguments, False, False, "none", 0, "eager", "exact", 1, [], [], False)
+    given = (call.x, None, call.weights, call.biases, [], [], [], 3, ops.stage_numbers(call.stages))
+    _, kept, _, _ = ops.recurrent_fwd(*given, False, False, "none", 0, "eager", "exact", 1, [], [], False)
     assert kept.shape[0] == 0
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import rdk
 from rdk import dispatch, functional, measured, recompute
-from rdk.functional import Prepared
+from rdk.arguments import Prepared
 
 LARGE = torch.randn(2, 16, 14, 14)  # with four iterations too large to count as tiny
 
@@ -153,3 +153,24 @@ def test_looking_changes_nothing(put_on: Callable[..., Any], norm: str | None) -
     assert (
         explanation.backward.split()[0] == plan.backend == rdk.explain(module.half().float(), LARGE).forward.split()[0]
     )
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda module: rdk.plan(module, LARGE.shape), lambda module: rdk.explain(module, LARGE)]
+)
+def test_a_module_that_is_looked_at_may_be_trained_at_the_same_time(
+    ask: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, say: its training flags do not change for a moment either."""
+    module = rdk.RecurrentConv(16, 4, norm="batch")
+    parametrizations.spectral_norm(module.stages[0], "weight")
+    seen: list[list[bool]] = []
+    functional_stages = rdk.RecurrentConv.functional_stages
+
+    def record(self: rdk.RecurrentConv) -> Any:
+        seen.append([part.training for part in module.modules()])
+        return functional_stages(self)
+
+    monkeypatch.setattr(rdk.RecurrentConv, "functional_stages", record)
+    ask(module)
+    assert seen and all(all(flags) for flags in seen)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rdk
-from rdk import dispatch, functional, measured
+from rdk import arguments, dispatch, functional, measured
 from rdk.backends.base import Problem
 from rdk.backends.triton import BACKEND, interpreting
 
@@ -22,7 +22,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def problem(**changes: Any) -> Problem:
     x = torch.randn(2, 4, 5, 5)
-    call = functional.prepare(x, rdk.RecurrentConv(4, 3).functional_stages(), 3, 0, None, False, "none", None, "test")
+    call = arguments.prepare(x, rdk.RecurrentConv(4, 3).functional_stages(), 3, 0, None, False, "none", None, "test")
     return replace(functional.problem_of(call), **changes)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import rdk
-from rdk import functional, ops
+from rdk import arguments, functional, ops
 from rdk.backends.base import Call, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
@@ -121,9 +121,7 @@ def test_evaluation_uses_running_statistics() -> None:
 
 def call_of(module: Any, x: Tensor) -> Call:
     """The call that a module would pose, with room for its statistics."""
-    prepared = functional.prepare(
-        x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test"
-    )
+    prepared = arguments.prepare(x, module.functional_stages(), module.iterations, 0, None, False, "none", None, "test")
     problem = replace(functional.problem_of(prepared), device=x.device)
     rows = [[norm.weight for norm in prepared.norms], [norm.bias for norm in prepared.norms]]
     means, variances = ops._statistics(x, len(prepared.norms), [], [])
