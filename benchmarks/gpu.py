@@ -133,11 +133,9 @@ def run(out: Path, minutes: float, fresh: bool, given_commit: str | None, say: C
     say(f"build: {reason}" if reason else f"the compiled libraries are in {folder}")
     # for this process, which has loaded none yet, and its children
     os.environ["RDK_LIBRARY_FOLDER"] = str(folder / "rdk")
-    if not any(
-        record["suite"] == "tests" and record["status"] not in (gpu_tests.NOT_RUN, gpu_tests.UNFINISHED)
-        for record in earlier
-    ):
-        found = gpu_tests.run(out / "tests.log", TESTS * 60 * minutes, about)
+    before, complete = gpu_tests.known(earlier)
+    if not complete:
+        found = gpu_tests.run(out / "tests.log", TESTS * 60 * minutes, about, before)
         records.append(path, [found])
         say(f"tests: {found['result']}")
     worker = Worker(_worker_arguments(path, given_commit), out / "worker.log")

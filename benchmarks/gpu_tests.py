@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import environment, libraries, records
@@ -19,7 +20,7 @@ NOT_RUN = "not run"
 # seconds without a word after which a test counts as hanging: the first use of a kernel compiles it
 QUIET = 45.0
 LATE, UNREACHED = "under way when the time was over", "not reached in time"
-UNFINISHED = "unfinished"  # a status: the next run of the command tests again
+UNFINISHED = "unfinished"  # a status: the next run of the command goes on with the tests
 LEAST = 10.0  # seconds in which a process has not even collected the tests
 
 # after one of these a CUDA context is of no use: every later test of the process fails as well
@@ -29,22 +30,31 @@ BROKEN_CONTEXT = re.compile(
 _STARTED = re.compile(r"^(\S+\.py::.+?) *(?:(PASSED|FAILED|SKIPPED|ERROR)\b.*)?$", re.MULTILINE)
 
 
-def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
-    """What came of the tests, as a record; their words go to log. Only the files that hold such tests are collected: others
-    import packages that a bare machine lacks."""
+def known(earlier: Iterable[Record]) -> tuple[dict[str, str], bool]:
+    """What earlier runs found, by test, and whether that is all of it."""
+    tests = [record for record in earlier if record["suite"] == "tests" and record["status"] != NOT_RUN]
+    return (tests[-1].get("outcomes", {}), tests[-1]["status"] != UNFINISHED) if tests else ({}, False)
+
+
+def run(log: Path, seconds: float, about: dict[str, object], before: Mapping[str, str] | None = None) -> Record:
+    """What came of the tests, as a record; their words go to log. What an unfinished run found `before` is taken from there. Only
+    the files that hold such tests are collected: others import packages that a bare machine lacks."""
     began = time.monotonic()
-    log.unlink(missing_ok=True)
+    if not before:
+        log.unlink(missing_ok=True)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     status: int | str = NOT_RUN
     failures: list[str] = []
+    settled: dict[str, str] = {}
     result = f"{NOT_RUN}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
     if not missing:
-        found = outcomes(files(), log, seconds)
+        found = outcomes(files(), log, seconds, before or {})
         counts = Counter(found.values())
         broken = {name: what for name, what in found.items() if what not in ("passed", "skipped")}
         status = 1 if broken else 0 if counts["passed"] else 5
         if set(broken.values()) & {LATE, UNREACHED}:
             status = UNFINISHED
+        settled = {name: what for name, what in found.items() if what not in (LATE, UNREACHED)}
         result = ", ".join(f"{counts[what]} {what}" for what in sorted(counts)) or "no test was run"
         text = log.read_text(encoding="utf-8", errors="replace")
         words = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.+?) - (.+)$", text, re.MULTILINE))
@@ -59,6 +69,7 @@ def run(log: Path, seconds: float, about: dict[str, object]) -> Record:
         "status": status,
         "result": f"{result} in {time.monotonic() - began:.0f} s" if not missing else result,
         "failures": failures[:20],
+        "outcomes": settled,
         "seconds": round(time.monotonic() - began, 1),
         "measured_on": about,
     }
@@ -71,12 +82,13 @@ def files() -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
 
 
-def outcomes(where: list[str], log: Path, seconds: float) -> dict[str, str]:
-    """What came of each test: passed, failed, error, skipped, or how it ended its process. A new process goes on behind a test that
-    hangs, ends the process or leaves its CUDA context broken. (A name that begins another's takes that one's place then.)"""
-    found: dict[str, str] = {}
+def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, str]) -> dict[str, str]:
+    """What came of each test: passed, failed, error, skipped, or how it ended its process; those `before` are not run again. A new
+    process goes on behind a test that hangs, ends the process or leaves its CUDA context broken. (A name that begins another's
+    takes that one's place then.)"""
+    found = dict(before)
     end = time.monotonic() + seconds
-    while (remaining := end - time.monotonic()) > LEAST or not found:
+    while (remaining := end - time.monotonic()) > LEAST or len(found) == len(before):
         done = [f"--deselect={name}" for name in found]
         command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short", *done]
         begin = log.stat().st_size if log.exists() else 0

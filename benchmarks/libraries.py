@@ -22,6 +22,8 @@ import torch
 
 from benchmarks.environment import ROOT
 
+LAST_WAIT = 10.0  # seconds for a process that was killed
+
 
 def folder_for_these_sources() -> Path:
     """A folder of this user's in the system's temporary directory for libraries built from just these sources with these versions:
@@ -133,4 +135,6 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
     """Ends what is left of a process that was started in a session of its own, and of its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # one that a driver holds in the kernel dies only when that lets it go
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=LAST_WAIT)

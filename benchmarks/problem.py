@@ -15,6 +15,7 @@ from benchmarks.workloads import Case
 from rdk.testing import UNIT
 
 CHECKED_IMAGES = 4
+LEAST_ADDED = 24  # iterations: see _initialise
 
 Product = nn.Conv2d | nn.Linear
 
@@ -127,8 +128,9 @@ def _initialise(network: Oracle, x: Tensor) -> None:
     """Weights under which the state neither dies out nor overflows in any number of iterations (zeros would run faster).
 
     PyTorch's own initialisation shrinks a map about sixfold per convolution. Here one convolution keeps its input's size (He
-    et al. 2015); each residual branch adds 1/(2n) of it; a tied plain convolution is scaled by its own growth under repetition,
-    measured on one image, and its bias adds 1/n per iteration.
+    et al. 2015); each residual branch adds 1/(2n) of it, and not less than 1/(2 * LEAST_ADDED), or bfloat16 would round a long
+    roll-out's steps away (in 1,000 iterations the state grows beyond float16 then, and only beyond that); a tied plain
+    convolution is scaled by its own growth under repetition, measured on one image, and its bias adds 1/n per iteration.
     """
     case = network.case
     for stage, layer in enumerate(network.layers):
@@ -137,7 +139,7 @@ def _initialise(network: Oracle, x: Tensor) -> None:
         if case.recall and stage == 0:
             gain *= 0.5
         elif closes_block and not case.norm:
-            gain /= 2 * case.iterations
+            gain /= 2 * min(case.iterations, LEAST_ADDED)
         nn.init.normal_(layer.weight, std=gain)
         if layer.bias is not None:
             nn.init.normal_(layer.bias, std=1 / case.iterations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.environment import ROOT
-from benchmarks.libraries import kill_group
+from benchmarks.libraries import LAST_WAIT, kill_group
 from benchmarks.measure import BUSY, FAILED
 from benchmarks.suites import Executor, Task
 
@@ -127,7 +128,9 @@ class Worker:
             return Trouble(f"it {waited} and was stopped", busy, late)
         except OSError:
             pass
-        status = self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=LAST_WAIT)
+        status = self.process.poll()
         self.stop()
         return Trouble(f"the measuring process ended with status {status}; see {self.log.name}", busy)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import check
 from benchmarks.contenders import CONTENDERS
 from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Problem
@@ -54,6 +55,15 @@ def test_right_arithmetic_of_tensor_cores_stays_well_inside_the_bounds(case: Cas
         assert errors.gradient is not None and errors.scale is not None
         shares = errors.output / bounds.output, errors.gradient / bounds.gradient, errors.scale / bounds.scale
         assert max(shares) < 0.75, (contender.name, shares)
+
+
+@pytest.mark.parametrize("iterations", [100, 1000])
+def test_a_long_roll_out_in_bfloat16_is_a_fair_problem(iterations: int) -> None:
+    """Eager itself stays within its limit of float64, and right arithmetic of other kinds within 1.5 times eager's error."""
+    judge = Judge(Problem(Case("W4r", "residual", 1, 32, 8, 8, iterations), PRECISIONS["bf16"], CPU), training=False)
+    for contender in (CONTENDERS["eager"], LIBRARY, FUSED):
+        assert judge.fault_of(contender.name, contender.make(judge.problem, False)) is None, contender.name
+    assert judge.errors["eager"].output < 0.75 * check.EAGER_LIMIT["bf16"]
 
 
 def scaled(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,26 @@ def test_tests_that_the_time_did_not_reach_are_told(tmp_path: Path, monkeypatch:
     ]
 
 
+def test_an_unfinished_run_of_tests_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, ran = tmp_path / "test_two.py", tmp_path / "ran"
+    file.write_text(
+        "import os, pytest\npytestmark = pytest.mark.gpu\n"
+        f"def note(name): open({str(ran)!r}, 'a').write(name)\n"
+        "def test_a(): note('a'); assert False, 'broken a'\ndef test_b(): note('b')\ndef test_c(): note('c')\n"
+    )
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    outcomes = {"test_two.py::test_a": "failed", "test_two.py::test_b": "passed"}
+    cut_short = {"suite": "tests", "status": gpu_tests.UNFINISHED, "outcomes": outcomes}
+    before, complete = gpu_tests.known([cut_short])
+    assert not complete
+    found = gpu_tests.run(tmp_path / "log", 60, ABOUT, before)
+    assert ran.read_text() == "c" and found["result"].startswith("1 failed, 2 passed in")
+    assert found["status"] == 1 and found["failures"] == ["test_two.py::test_a: failed"]
+    assert gpu_tests.known([cut_short, found]) == (found["outcomes"], True)
+    assert gpu_tests.known([{"suite": "tests", "status": gpu_tests.NOT_RUN}]) == ({}, False)
+
+
 def test_a_file_that_cannot_be_collected_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "test_missing.py"
     file.write_text("import no_such_module  # pytest.mark.gpu\n")
@@ -318,7 +339,7 @@ def test_without_the_tests_packages_nothing_is_run_and_that_is_told(
 
 
 def test_a_log_that_ends_within_a_character_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(where: list[str], log: Path, seconds: float) -> dict[str, str]:
+    def killed(where: list[str], log: Path, seconds: float, before: Mapping[str, str]) -> dict[str, str]:
         log.write_bytes(b"FAILED test_a.py::test_b - 2 \xc3")
         return {"test_a.py::test_b": "failed"}
 
