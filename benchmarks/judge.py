@@ -37,7 +37,7 @@ class Judge:
         """Eager in either layout keeps the limits of a fair problem; its errors bound those of everyone after it."""
         if name in EAGER:
             return check.eager_bounds(self.problem.precision)
-        on_cpu = self.problem.device.type == "cpu" and name.startswith("rdk")
-        policy = dispatch.precision_of(self.problem.device, self.problem.precision.dtype) if on_cpu else None
+        ours = name.startswith("rdk")
+        policy = dispatch.precision_of(self.problem.device, self.problem.precision.dtype) if ours else None
         eager = [self.errors[one] for one in EAGER if one in self.errors]
         return check.bounds(self.problem.precision, self.problem.case.convolutions, eager, self.errors[name], policy)

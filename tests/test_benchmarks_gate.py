@@ -13,6 +13,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.judge import Judge
 from benchmarks.problem import PRECISIONS, Problem
 from benchmarks.workloads import Case
+from rdk.testing import relative
 from tests.tensor_cores import EAGER_TF32, FUSED, LIBRARY, tf32
 
 CPU = torch.device("cpu")
@@ -64,6 +65,22 @@ def test_a_long_roll_out_in_bfloat16_is_a_fair_problem(iterations: int) -> None:
     for contender in (CONTENDERS["eager"], LIBRARY, FUSED):
         assert judge.fault_of(contender.name, contender.make(judge.problem, False)) is None, contender.name
     assert judge.errors["eager"].output < 0.75 * check.EAGER_LIMIT["bf16"]
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+def test_a_sum_in_sequence_is_right_arithmetic(channels: int) -> None:
+    """fp32 without tensor cores: one fused multiply-add after another, against eager's sums on the CPU."""
+    terms, generator = 9 * channels, torch.Generator().manual_seed(0)
+    x = torch.randn(2000, terms, generator=generator).relu_()
+    weight = torch.randn(terms, generator=generator) * (2 / terms) ** 0.5
+    exact, total = x.double() @ weight.double(), torch.zeros(2000)
+    for term in range(terms):
+        total = (total.double() + x[:, term].double() * weight[term].double()).float()
+    kernels = weight.view(1, channels, 3, 3).repeat(16, 1, 1, 1)
+    convolved = torch.nn.functional.conv2d(x.view(2000, channels, 3, 3), kernels)[:, 0, 0, 0]
+    eager, own = check.Errors(relative(convolved, exact)), check.Errors(relative(total, exact))
+    allowed = [check.bounds(PRECISIONS["fp32"], 1, [eager], own, policy) for policy in (None, "ieee")]
+    assert [bounds.broken_by(own, "float64") is None for bounds in allowed] == [False, True]
 
 
 def scaled(tensor: Tensor) -> Tensor:

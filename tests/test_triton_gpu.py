@@ -7,6 +7,7 @@ import torch
 from test_gpu import half_input, pair
 
 import rdk
+from benchmarks.check import SEQUENTIAL
 from benchmarks.workloads import WORKLOADS
 from rdk.testing import errors, plain_eager, relative, step
 
@@ -27,7 +28,8 @@ def test_float32_follows_pytorchs_switch(tf32: str) -> None:
             ours, theirs, exact = module(x), twin(x), twin.double()(x.double())
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
-    assert relative(ours, exact) <= 1.5 * relative(theirs, exact) + 4 * 2.0**-24
+    factor = SEQUENTIAL if tf32 == "ieee" else 1.5
+    assert relative(ours, exact) <= factor * relative(theirs, exact) + 4 * 2.0**-24
     assert (relative(ours, exact) < 1e-5) == (tf32 == "ieee")
 
 
