@@ -252,7 +252,12 @@ def _tidy(arguments: argparse.Namespace) -> int:
 def _report_options(sub: argparse.ArgumentParser) -> None:
     _results(sub)
     sub.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", metavar="FILE")
-    sub.add_argument("--no-pictures", dest="pictures", action="store_false", help="the README's table only")
+    sub.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="the README's part only; it links the pictures that are there",
+    )
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -302,6 +307,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         status: int = arguments.function(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, head say, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

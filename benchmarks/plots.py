@@ -268,7 +268,7 @@ def _achieved(found: Sequence[Record], setting: Setting) -> list[Achieved]:
     newest: dict[tuple[Any, ...], list[Record]] = {}
     for group in sorted(records.groups(found), key=lambda group: group[0]["date"]):
         first = group[0]
-        whole = records.case_of(first).with_batch(first["uncut_batch"])
+        whole = records.uncut_case_of(first)
         if first["suite"] == "workloads" and records.setting_of(first) == setting and whole in headline:
             newest[(whole, first["pass"])] = group
     itemsize = PRECISIONS[setting.precision].dtype.itemsize

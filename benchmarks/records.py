@@ -122,6 +122,11 @@ def case_of(record: Record) -> Case:
     return Case(**{key: value for key, value in record["case"].items() if key != "stages"})
 
 
+def uncut_case_of(record: Record) -> Case:
+    """The case before its batch was cut to what the device can take."""
+    return case_of(record).with_batch(record["uncut_batch"])
+
+
 def validate(record: Record) -> None:
     """Raises RecordError where a field is missing or has another type, or where a figure stands without a green check."""
     if record.get("format") != FORMAT:

@@ -88,7 +88,7 @@ def shape_tables(found: Sequence[Record]) -> Iterator[tuple[str, list[tuple[str,
         for setting in summary.settings(found, suite):
             rows = summary.rows_of(found, setting, suite, cases)
             if any(row.eager or row.why for row in rows):
-                yield f"{name}, whole batches, {title(found, setting, suite)}", shape_lines(rows)
+                yield f"{name}, whole batches, {title(found, setting, suite, cases)}", shape_lines(rows)
 
 
 def workload_lines(found: Sequence[Record], setting: Setting | None) -> list[tuple[str, list[str]]]:
@@ -123,7 +123,7 @@ def tables(found: Sequence[Record]) -> Iterator[tuple[str, str, list[tuple[str, 
     if not any(setting.device_type == "cuda" for setting in settings):
         yield "An NVIDIA GPU, bf16: nobody has measured it yet", HEADER, workload_lines([], None)
     for setting in settings:
-        yield title(found, setting), HEADER, workload_lines(found, setting)
+        yield title(found, setting, "workloads", summary.headline()), HEADER, workload_lines(found, setting)
     for name, lines in shape_tables(found):
         yield name, SHAPES_HEADER, lines
 
@@ -140,9 +140,10 @@ def markdown(found: Sequence[Record]) -> str:
     return "\n\n".join([*(_table(*table) for table in tables(found)), note])
 
 
-def title(found: Sequence[Record], setting: Setting, suite: str = "workloads") -> str:
-    """Hardware, versions and commits of all the records that the table is made of, the commits with their days."""
+def title(found: Sequence[Record], setting: Setting, suite: str, cases: Sequence[Case]) -> str:
+    """Hardware, versions and commits of the records that a table of these cases is made of, the commits with their days."""
     chosen = [r for r in found if r["suite"] == suite and records.setting_of(r) == setting]
+    chosen = [r for r in chosen if records.uncut_case_of(r) in cases]
     chosen.sort(key=lambda r: str(r["date"]))
 
     def known(name: str) -> str:
@@ -196,9 +197,9 @@ def run(
         )
     found = standing.standing(everything)
     say(f"{len(everything)} records in {folder}, {len(everything) - len(found)} of them superseded")
-    drawn = _drawn(found, folder, say) if pictures else []
+    drawn = _drawn(found, folder, say) if pictures else sorted((folder / "pictures").glob("*.png"))
     text = markdown(found)
-    shown = [path for path in drawn if path.name.startswith(("speedup", "iterations"))]
+    shown = [path for kind in ("speedup", "iterations") for path in drawn if path.name.startswith(kind)]
     if shown and readme is not None:
         root = readme.resolve().parent
         text += "\n\n" + "\n".join(f"![{_alternative(path)}]({_relative(path, root)})" for path in shown)

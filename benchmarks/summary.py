@@ -88,8 +88,12 @@ def settings(found: Iterable[Record], suite: str | None = None) -> list[Setting]
 
 def rows(found: Sequence[Record], setting: Setting | None) -> list[Row]:
     """One row per headline case of the workloads, in their order, from the newest comparisons; without a setting empty ones."""
-    cases = [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
-    return _rows(_groups(found, "workloads", setting), cases)
+    return _rows(_groups(found, "workloads", setting), headline())
+
+
+def headline() -> list[Case]:
+    """The cases of the workloads' table."""
+    return [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
 
 
 def rows_of(found: Sequence[Record], setting: Setting, suite: str, cases: Sequence[Case]) -> list[Row]:
@@ -110,7 +114,7 @@ def _groups(found: Sequence[Record], suite: str, setting: Setting | None) -> lis
 def _rows(groups: Sequence[Group], cases: Sequence[Case]) -> list[Row]:
     by_case: dict[Case, list[Group]] = {}
     for group in groups:
-        case = records.case_of(group[0]).with_batch(group[0]["uncut_batch"])
+        case = records.uncut_case_of(group[0])
         by_case.setdefault(case, []).append(group)
     return [_row(case, by_case.get(case, [])[::-1]) for case in cases]
 

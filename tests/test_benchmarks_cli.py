@@ -133,6 +133,16 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in shown
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """`python -m benchmarks list | head -1`"""
+    command = [sys.executable, "-m", "benchmarks", "list"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_control_c_on_the_command_line_keeps_the_records(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     command = [sys.executable, "-m", "benchmarks", "run", "--workload", "W4s", "--quick", "--contender", "rdk eager"]

@@ -157,7 +157,11 @@ def test_a_title_names_every_commit_and_machine_of_its_rows() -> None:
     found = group([ok("eager", 2.0), ok("rdk cpu", 1.0)], about=ON_CPU, precision="fp32")
     later = ON_CPU | {"commit": "def456", "hardware": "Another Xeon", "dirty": True}
     found += group([ok("eager", 2.0)], W4R, "rollout", "2026-11-25T00:00:00Z", later, "fp32")
-    title = report.title(found, ONE_THREAD)
+    # a case of the suite that the table does not show
+    other = replace(W4R, iterations=7)
+    assert other not in summary.headline()
+    found += group([ok("eager", 2.0)], other, "rollout", about=ON_CPU | {"commit": "fed987"}, precision="fp32")
+    title = report.title(found, ONE_THREAD, "workloads", summary.headline())
     assert title.startswith("cpu avx512 (A Xeon and Another Xeon, 1 thread), fp32: torch 2.11.0, commits ")
     assert title.endswith("commits abc123 of 2026-11-24, def456 with changes of 2026-11-25")
 
@@ -266,7 +270,10 @@ def test_a_report_draws_pictures_and_a_page(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons", ""
     )
-    assert "2.00×" in readme.read_text()
+    written = readme.read_text()
+    assert "2.00×" in written and written.count("](pictures/") == 2
+    assert report.run(tmp_path, readme, False, said.append) == 0
+    assert readme.read_text() == written  # links to pictures that are there stay
 
 
 def test_labels_of_neighbouring_points_hide_neither_one_another_nor_a_point() -> None:
