@@ -10,48 +10,25 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # in a process of its own: the tests' process may have triton's interpreter switched on
 PROGRAM = """
-import itertools
-from types import SimpleNamespace
-
 import torch
-from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
-from triton.runtime.driver import driver
 
+from benchmarks.triton_host import idle_driver
 from rdk.backends.triton import configurations, kernels, launch, norm_kernels, weight_gradient_kernels
 from rdk.backends.triton.launch import Series, Sums
 from rdk.backends.triton.setting import make_setting
 
-noted, handles = [], itertools.count(1)
+raw = []
+idle_driver(raw)
 
 
-class Launcher:
-    def __init__(self, source, metadata):
-        pass
-
-    def __call__(self, *arguments):  # grid, stream, kernel, what triton says of it, then the kernel's arguments
-        noted.append((arguments[:5], [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments[9:]]))
-
-
-class Driver:
-    launcher_cls = Launcher
-    utils = SimpleNamespace(
-        load_binary=lambda *_: (1, next(handles), 32, 0, 1024),
-        get_device_properties=lambda _: {"max_shared_mem": 232448},
-        unload_module=lambda *_: None,
-    )
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
+def launched():
+    # grid and kernel of each launch so far with its arguments, tensors by their address
+    found = [(what, [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in given]) for what, given in raw]
+    raw.clear()
+    return found
 
 
-driver.set_active(Driver())
 device = configurations.device_named("NVIDIA H200", (9, 0))
 
 
@@ -83,12 +60,10 @@ for dtype in (torch.bfloat16, torch.float32):
     every += launches(make_setting(device, (64, 16), dtype, "exact", 132), dtype)
 for one in every:
     one.kernel[(one.grid,)](**one.arguments, **one.constants, num_warps=one.warps, num_stages=one.stages)
-expected = noted[:]
-noted.clear()
+expected = launched()
 for one in every:
     one.run()
-assert noted == expected, "a kernel found again for another launch"
-noted.clear()
+assert launched() == expected, "a kernel found again for another launch"
 
 
 def never(*arguments, **named):
@@ -98,7 +73,7 @@ def never(*arguments, **named):
 jit.JITFunction.run = never
 for one in every:
     one.run()
-assert noted == expected and len({found[0][4] for found in expected}) > 20
+assert launched() == expected and len({found[0][4] for found in expected}) > 20
 for kernel in [found for module in (kernels, norm_kernels, weight_gradient_kernels) for found in vars(module).values()]:
     if isinstance(kernel, jit.JITFunction) and kernel.fn.__name__.endswith("_kernel"):
         for p in kernel.params:  # a number is known by its width alone

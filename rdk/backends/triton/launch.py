@@ -114,7 +114,7 @@ class Launch:
 
 
 # by Launch._key, kernels compiled and the places of their arguments among those of a launch: triton examines every argument
-# anew to find the kernel, which takes ten times as long as launching it
+# anew to find the kernel, which takes longer than launching it (docs/kernels.md)
 _compiled: dict[tuple[Any, ...], tuple[Any, list[int]]] = {}
 
 
