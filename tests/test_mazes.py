@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from pathlib import Path
 
 import networkx
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, shortest_path
 
-from experiments.data import maze_raster, mazes
+from experiments.data import maze_raster, maze_statistics, mazes
 from experiments.data.maze_trees import CHOICES, STAY
 from experiments.data.mazes import MazeSet
 
@@ -153,19 +154,31 @@ def test_v1_statistics_are_those_of_the_paper_s_generator(cells: int) -> None:
     v1 = mazes.generate(cells, count, seed=4, posts="authors_v1")
     closed = mazes.generate(cells, count, seed=4)
     open_posts = v1.free[:, 2:-1:2, 2:-1:2].sum((1, 2))
-    start, end = (2 * np.stack(np.divmod(cell, cells), axis=1) + 1 for cell in (v1.start, v1.end))
-    queue = maze_raster.breadth_first(v1.free, start, end)
+    found = maze_statistics.ties(closed, v1)
 
     def near(got: float, expected: float) -> bool:
         error = np.sqrt(max(expected * (1 - expected), 0.003) * (1 / count + 1 / 1000))
         return abs(got - expected) <= 4 * error + 0.005  # the table prints two digits
 
-    assert abs(open_posts.mean() - posts) < 4 * open_posts.std() * np.sqrt(1 / count + 1 / 1000)
-    assert near((open_posts > 0).mean(), with_post)
-    assert near((queue.ways > 1).mean(), several)
-    assert near((v1.solution != closed.solution).any((1, 2)).mean(), off_tree)
-    assert near((queue.path == v1.solution).all((1, 2)).mean(), agree)
+    assert abs(found.free_posts - posts) < 4 * open_posts.std() * np.sqrt(1 / count + 1 / 1000)
+    assert near(found.with_free_post, with_post)
+    assert near(found.several_paths, several)
+    assert near(found.off_tree, off_tree)
+    assert near(found.queue_agrees, agree)
     assert (v1.lengths() <= closed.lengths()).all()
+
+
+def test_the_statistics_program_writes_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- begin ties -->\nold\n<!-- end ties -->\nb\n<!-- begin lengths -->\n<!-- end lengths -->\n")
+    assert maze_statistics.main(["--count", "30", "--write", str(page)]) == 0
+    text = page.read_text()
+    assert "old" not in text and text.startswith("a\n<!-- begin ties -->\n| cells |") and text.count("\n| 7 | ") == 2
+    closed = mazes.generate(7, 30)
+    lengths = closed.lengths()
+    assert f"| 7 | {lengths.mean():.1f}, {lengths.std():.1f}, {np.median(lengths):.0f}, {lengths.max()} |" in text
+    with pytest.raises(ValueError, match="needs '<!-- begin ties -->'"):
+        maze_statistics.rewritten("nothing", {"ties": "table"})
 
 
 @pytest.mark.parametrize("cells, mean, deviation", [(5, 21.5, 11.1), (6, 30.1, 15.6), (7, 39.7, 20.6)])
