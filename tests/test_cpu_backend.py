@@ -370,16 +370,34 @@ def test_operators_say_what_came_instead() -> None:
 
     with pytest.raises(RuntimeError, match=r"got the shape \[4, 8\] and the stages \[1, 1\]\."):
         ops.cpu_plan([4, 8], [1, 1], "fast", 1)
-    with pytest.raises(RuntimeError, match=r"float32 weights .*, got Double \[4, 4, 3, 3\]\."):
+    with pytest.raises(RuntimeError, match=r"float32 weights .*, got Double \[4, 4, 3, 3\] on cpu\."):
         ops.cpu_filters([weight.double()], maps.shape, stages, "fast", False)
     with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2\."):
         ops.cpu_weight_gradients(nothing, [weight, weight], maps.shape, stages, "fast")
+    with pytest.raises(
+        RuntimeError, match=r"float32 sums \(copies, \d+ or more\) on the CPU, got Float \[1, 3\] on cpu\."
+    ):
+        ops.cpu_weight_gradients(torch.empty(1, 3), [weight], maps.shape, stages, "fast")
     with pytest.raises(RuntimeError, match=r"float32 maps on the CPU, got Double on cpu\."):
         forward(maps.double(), [], [-1])
     with pytest.raises(RuntimeError, match=r"float32 rows of channels, got Double \[4\]\."):
         forward(maps, [torch.ones(4).double()], [-1])
     with pytest.raises(RuntimeError, match=r"1 states and 1 tapes, got 0 and 1\."):
         forward(maps, [], [])
+    dense, rows = maps.to(memory_format=torch.channels_last), torch.ones(3, 4)
+    with pytest.raises(RuntimeError, match=r"means as dense float32 \[4\] on the CPU, got Float \[3\] on cpu\."):
+        ops.cpu_statistics(dense, torch.ones(3), torch.ones(4))
+    with pytest.raises(RuntimeError, match=r"a map that is not empty, got \[0, 4, 8, 8\]\."):
+        ops.cpu_statistics(dense[:0], torch.ones(4), torch.ones(4))
+    with pytest.raises(RuntimeError, match=r"shifts as dense float32 \[3, 4\] on the CPU, got Float \[2, 4\] on cpu\."):
+        ops.cpu_finish(dense, rows[:2], None, None, True, dense.clone())
+    for maps_given in (
+        (dense[:, :, 1:], None, dense.clone()),
+        (None, dense[:, :, 1:], dense.clone()),
+        (None, None, dense[:, :, 1:]),
+    ):
+        with pytest.raises(RuntimeError, match=r"expected a map of \[1, 4, 8, 8\], got \[1, 4, 7, 8\]\."):
+            ops.cpu_finish(dense, rows, *maps_given[:2], True, maps_given[2])
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

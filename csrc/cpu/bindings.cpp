@@ -54,6 +54,13 @@ MapView view(const at::Tensor& maps, int64_t slot) {
   return {data, maps.stride(first), channel, maps.stride(first + 2), maps.stride(first + 3)};
 }
 
+void expect(const at::Tensor& tensor, at::IntArrayRef sizes, const char* what) {
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.device().is_cpu() && tensor.sizes() == sizes &&
+                  tensor.is_contiguous(),
+              "rdk: expected ", what, " as dense float32 ", sizes, " on the CPU, got ", tensor.scalar_type(), " ",
+              tensor.sizes(), " on ", tensor.device(), ".");
+}
+
 void parallel(int tasks, void (*body)(void* context, int task), void* context) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) body(context, static_cast<int>(task));

@@ -18,6 +18,9 @@ Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view pre
 // A float32 CPU tensor (N, C, H, W), or entry `slot` of a stack of them, as forward.h and backward.h have it.
 MapView view(const at::Tensor& maps, int64_t slot = -1);
 
+// Raises unless the tensor holds dense float32 numbers of these sizes on the CPU; `what` names it.
+void expect(const at::Tensor& tensor, at::IntArrayRef sizes, const char* what);
+
 // PyTorch's intra-op threads.
 void parallel(int tasks, void (*body)(void* context, int task), void* context);
 

@@ -8,10 +8,11 @@ namespace rdk::binding {
 namespace {
 
 FilterArgs filter_args(const Geometry& geometry, const at::Tensor& weight, bool transposed) {
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 4 && weight.size(0) == geometry.channels &&
-                  weight.size(1) == geometry.channels && weight.size(2) == 3 && weight.size(3) == 3,
-              "rdk: expected float32 weights (", geometry.channels, ", ", geometry.channels, ", 3, 3), got ",
-              weight.scalar_type(), " ", weight.sizes(), ".");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.device().is_cpu() && weight.dim() == 4 &&
+                  weight.size(0) == geometry.channels && weight.size(1) == geometry.channels && weight.size(2) == 3 &&
+                  weight.size(3) == 3,
+              "rdk: expected float32 weights (", geometry.channels, ", ", geometry.channels, ", 3, 3) on the CPU, got ",
+              weight.scalar_type(), " ", weight.sizes(), " on ", weight.device(), ".");
   FilterArgs args{weight.data_ptr<float>(),
                   weight.stride(0),
                   weight.stride(1),
@@ -67,6 +68,10 @@ void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
               " stages, got ", gradients.size(), ".");
   std::vector<int64_t> offsets{0};
   for (const StagePlan& stage : plan.stage_plans) offsets.push_back(offsets.back() + stage.filter_floats);
+  TORCH_CHECK(sums.scalar_type() == at::kFloat && sums.device().is_cpu() && sums.dim() == 2 && sums.stride(1) == 1 &&
+                  sums.size(1) >= offsets.back(),
+              "rdk: expected float32 sums (copies, ", offsets.back(), " or more) on the CPU, got ", sums.scalar_type(),
+              " ", sums.sizes(), " on ", sums.device(), ".");
   auto transform = [&](int task) {
     const int64_t s = task / blocks, block = task % blocks;
     if (gradients[s].numel() == 0) return;

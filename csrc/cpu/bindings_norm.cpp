@@ -11,10 +11,16 @@ namespace rdk::binding {
 namespace {
 
 const at::Tensor& dense(const at::Tensor& map) {
-  TORCH_CHECK(map.scalar_type() == at::kFloat && map.dim() == 4 && map.permute({0, 2, 3, 1}).is_contiguous(),
-              "rdk: expected a dense channels_last float32 map, got ", map.scalar_type(), " ", map.sizes(),
-              " with strides ", map.strides(), ".");
+  TORCH_CHECK(map.scalar_type() == at::kFloat && map.device().is_cpu() && map.dim() == 4 &&
+                  map.permute({0, 2, 3, 1}).is_contiguous(),
+              "rdk: expected a dense channels_last float32 map on the CPU, got ", map.scalar_type(), " ", map.sizes(),
+              " with strides ", map.strides(), " on ", map.device(), ".");
   return map;
+}
+
+const at::Tensor& dense_like(const at::Tensor& map, const at::Tensor& other) {
+  TORCH_CHECK(map.sizes() == other.sizes(), "rdk: expected a map of ", other.sizes(), ", got ", map.sizes(), ".");
+  return dense(map);
 }
 
 struct Moments {
@@ -36,6 +42,9 @@ struct Moments {
 // Mean and biased variance over all but the channels; images are merged in order, so threads change nothing.
 void cpu_statistics(const at::Tensor& z, const at::Tensor& mean, const at::Tensor& variance) {
   const int64_t images = dense(z).size(0), channels = z.size(1), pixels = z.size(2) * z.size(3);
+  expect(mean, {channels}, "means");
+  expect(variance, {channels}, "variances");
+  TORCH_CHECK(z.numel() > 0, "rdk: expected a map that is not empty, got ", z.sizes(), ".");
   std::vector<Moments> moments(images, Moments(channels));
   const float* data = z.data_ptr<float>();
   run_parallel(parallel, static_cast<int>(images), [&](int image) {
@@ -61,11 +70,12 @@ void cpu_finish(const at::Tensor& z, const at::Tensor& constants, const std::opt
                 const std::optional<at::Tensor>& skip, bool relu, const at::Tensor& out) {
   const int64_t images = dense(z).size(0), channels = z.size(1), pixels = z.size(2) * z.size(3);
   const at::Tensor rows = constants.contiguous();
+  expect(rows, {3, channels}, "means, scales and shifts");
   const float* row = rows.data_ptr<float>();
-  const float* injected = inject ? dense(*inject).data_ptr<float>() : nullptr;
-  const float* skipped = skip ? dense(*skip).data_ptr<float>() : nullptr;
+  const float* injected = inject ? dense_like(*inject, z).data_ptr<float>() : nullptr;
+  const float* skipped = skip ? dense_like(*skip, z).data_ptr<float>() : nullptr;
   const float* source = z.data_ptr<float>();
-  float* target = dense(out).data_ptr<float>();
+  float* target = dense_like(out, z).data_ptr<float>();
   const int64_t pieces = std::max<int64_t>(1, pixels / kMomentPixels);
   run_parallel(parallel, static_cast<int>(images * pieces), [&](int task) {
     const int64_t first = task / pieces * pixels + task % pieces * pixels / pieces;
