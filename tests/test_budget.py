@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -14,11 +16,13 @@ SHAPE = (1, 256, 8, 8)
 
 
 @pytest.fixture(autouse=True)
-def _cpu_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cpu_is_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every backend counts as measured ahead of eager, so "auto" takes the cpu backend."""
     if rdk.backends()["cpu"] is not True:
         pytest.skip(f"the cpu backend is not available: {rdk.backends()['cpu']}")
     monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem, layout: None)
+    rdk.dispatch.choose.cache_clear()
+    yield
     rdk.dispatch.choose.cache_clear()
 
 
