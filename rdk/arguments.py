@@ -121,6 +121,12 @@ class Sound(NamedTuple):
     stages: list[StageSpec]
 
 
+class KeptStages(tuple[Stage, ...]):
+    """Stages that a module hands over again (see kept.py), with what `sound` has found of them: no tensor's change alters that."""
+
+    found: Sound | None = None
+
+
 def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> Sound | None:
     """The most frequent call in a fraction of the time of all checks: tied convolutions without norms on the CPU, all tensors of
     one dtype, outside autocast and torch.compile. None for every other call, also for one that is wrong: the checks of `prepare`
@@ -129,13 +135,19 @@ def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> So
         return None
     if iterations < 0 or type(start) is not int or start < 0 or torch.is_autocast_enabled("cpu"):
         return None
-    if (type(stages) is not list and type(stages) is not tuple) or not stages:
+    if type(stages) is KeptStages:
+        found = stages.found
+        if found is None:
+            found = stages.found = _arranged(stages)
+    else:
+        found = _arranged(stages)
+    return found if found is not None and _fit(x, found) else None
+
+
+def _arranged(stages: Sequence[Stage]) -> Sound | None:
+    """The lists of tied stages without norms whose fields are what they should be, shapes, dtypes and devices aside."""
+    if not isinstance(stages, (list, tuple)) or not stages:
         return None
-    shape, dtype = x.shape, x.dtype
-    if len(shape) != 4 or not dtype.is_floating_point:
-        return None
-    channels = shape[1]
-    weight_shape = (channels, channels, 3, 3)
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     specs: list[StageSpec] = []
@@ -147,8 +159,6 @@ def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> So
             return None
         if norm is not None or type(dilation) is not int or dilation < 1 or type(relu) is not bool:
             return None
-        if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
-            return None
         if skip is not None and (type(skip) is not int or not 0 <= skip <= number):
             return None
         specs.append(StageSpec(dilation, relu, skip))
@@ -156,12 +166,26 @@ def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> So
         if bias is not None:
             if not isinstance(bias, Tensor) or type(bias) not in _PLAIN_TENSORS:
                 return None
-            if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
-                return None
             biases.append(bias)
     if biases and len(biases) != len(weights):
         return None
     return Sound(weights, biases, specs)
+
+
+def _fit(x: Tensor, found: Sound) -> bool:
+    """Whether x is a state for these weights and biases, all of one dtype on the CPU."""
+    shape, dtype = x.shape, x.dtype
+    if len(shape) != 4:
+        return False
+    channels = shape[1]
+    weight_shape = (channels, channels, 3, 3)
+    for weight in found.weights:
+        if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
+            return False
+    for bias in found.biases:
+        if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
+            return False
+    return dtype.is_floating_point
 
 
 def prepare_sound(x: Tensor, found: Sound, iterations: int) -> Prepared:

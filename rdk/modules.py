@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rdk import checks, dispatch, functional
 from rdk.arguments import Stage
+from rdk.kept import Keeper
 from rdk.keys import translate_plain_keys
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -83,6 +84,7 @@ class Recurrent(nn.Module):
         self.iterations, self.tied, self.norm = iterations, tied, norm
         self.checkpoint, self.memory_budget, self.backend = checkpoint, memory_budget, backend
         self._arrangement = tuple(arrangement)  # (dilation, relu, skip) per stage
+        self._kept = Keeper()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stages = nn.ModuleList()
         for _ in self._arrangement:
@@ -104,20 +106,28 @@ class Recurrent(nn.Module):
         translate_plain_keys(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
 
-    def functional_stages(self) -> list[Stage]:
+    def functional_stages(self) -> Sequence[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
+        parts: Any = self._modules["stages"]._modules.values()  # type: ignore[union-attr]
+        traced = torch.compiler.is_compiling()
+        if not traced and (stages := self._kept.get(parts)) is not None:
+            return stages
         found = []
         for stage, (dilation, relu, skip) in zip(self.stages, self._arrangement, strict=True):
             if stage._forward_pre_hooks or not self.tied:
                 _recompute_weights(stage)
             found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
+        if not traced:
+            self._kept.keep(parts, found)
         return found
 
-    def stages_to_look_at(self) -> list[Stage]:
+    def stages_to_look_at(self) -> Sequence[Stage]:
         """functional_stages for who asks and runs nothing: weights that a hook or a parametrization computes are computed as in
         evaluation mode, by copies that share the tensors and take what is written (spectral_norm advances its vectors in training
         mode)."""
-        return _in_evaluation(self, [stage.norm for stage in self.stages]).functional_stages()  # type: ignore[misc]
+        twin = _in_evaluation(self, [stage.norm for stage in self.stages])  # type: ignore[misc]
+        twin._kept = Keeper()
+        return twin.functional_stages()
 
     def forward(
         self,
