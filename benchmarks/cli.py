@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -302,16 +303,23 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Every error is a sentence on stderr and status 2; Ctrl-C is status 130."""
     arguments = parser().parse_args(argv)
     try:
         status: int = arguments.function(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe, head say, had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # head, say, had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 import time
@@ -84,15 +85,18 @@ def files() -> list[str]:
 
 def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, str]) -> dict[str, str]:
     """What came of each test: passed, failed, error, skipped, or how it ended its process; those `before` are not run again. A new
-    process goes on behind a test that hangs, ends the process or leaves its CUDA context broken. (A name that begins another's
-    takes that one's place then.)"""
+    process goes on behind a test that hangs, ends the process or leaves its CUDA context broken."""
     found = dict(before)
+    known_tests = log.with_suffix(".known")
     end = time.monotonic() + seconds
     while (remaining := end - time.monotonic()) > LEAST or len(found) == len(before):
-        done = [f"--deselect={name}" for name in found]
-        command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short", *done]
+        known_tests.write_text("\n".join(found), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short"]
+        command += ["-p", "benchmarks.known_tests", "--known", str(known_tests.resolve())]
         begin = log.stat().st_size if log.exists() else 0
-        status = libraries.logged(command, log, max(remaining, LEAST), quiet=QUIET, COLUMNS="240")
+        status = libraries.logged(
+            command, log, max(remaining, LEAST), quiet=QUIET, COLUMNS="240", PYTHONPATH=_with(ROOT)
+        )
         text = log.read_bytes()[begin:].decode("utf-8", "replace")
         seen, running = read(text)
         kept, goes_on = seen, running is not None
@@ -112,6 +116,11 @@ def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, s
             return found
     found["tests behind these"] = UNREACHED
     return found
+
+
+def _with(folder: Path) -> str:
+    """PYTHONPATH with a folder before what is there."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def read(text: str) -> tuple[dict[str, str], str | None]:

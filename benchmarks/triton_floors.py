@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.workloads import WORKLOADS, Case
-from rdk.backends.triton import configurations, interpreting, report, shipped
+from rdk import documents
+from rdk.backends.triton import configurations, interpreting, shipped
 from rdk.backends.triton.build import INTERPRETED, compile_ahead
 from rdk.backends.triton.setting import Setting, ceil_div, make_setting
 
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     if interpreting():
         print(INTERPRETED, file=sys.stderr)
         return 1
-    report.publish({"floors": floor_table(floors(headline_cases()))}, chosen.write)
+    documents.publish({"floors": floor_table(floors(headline_cases()))}, chosen.write)
     return 0
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks import environment
-from rdk.backends.triton import configurations, interpreting, launch, report
+from rdk import documents
+from rdk.backends.triton import configurations, interpreting, launch
 from rdk.backends.triton.build import INTERPRETED
 from rdk.backends.triton.launch import Launch, Operand
 from rdk.backends.triton.setting import make_setting
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(INTERPRETED, file=sys.stderr)
         return 1
     environment.pin(1)
-    report.publish({"host": host_table(measured())}, chosen.write)
+    documents.publish({"host": host_table(measured())}, chosen.write)
     return 0
 
 

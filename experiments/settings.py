@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
+import inspect
+import itertools
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Iterable
@@ -259,8 +263,22 @@ def optional_copy(cls: type, doc: str) -> type:
         else:
             fields.append((entry.name, hint | types.NoneType, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{cls.__name__}Overrides", fields, frozen=True)
-    made.__doc__ = doc
+    # where tyro finds the words of a flag
+    about = [f"    {name}: {' '.join(text.split())}" for name, text in _words_of_fields(cls).items() if name in hints]
+    made.__doc__ = "\n".join([doc, "", "Attributes:", *about]) if about else doc
     return made
+
+
+def _words_of_fields(cls: type) -> dict[str, str]:
+    """The string under each field of a class, which Python does not keep."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for entry, after in itertools.pairwise(node.body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(entry.target, ast.Name)
+            found[entry.target.id] = str(after.value.value)
+    return found
 
 
 def overridden(settings: Settings, overrides: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""Which backend and schedule a call gets, and the bytes it holds whatever the schedule; called by functional, ops and preview."""
+"""Which backend and schedule a call gets, and what it holds whatever the schedule; called by functional, ops, flops, preview."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def fixed_bytes(problem: Problem, backend: str) -> int:
 
 
 def choose(problem: Problem, request: str, kind: str, amount: int, layout: str = "any") -> Decision:
-    """As dispatch.choose, but "auto" takes eager where the backend ahead cannot keep a budget and eager can.
+    """As dispatch.choose, but "auto" takes eager where the backend that it chose cannot keep a budget and eager can.
 
-    Where neither can, it takes the one that needs less: the error then names the smallest budget of both.
+    Where neither can, it takes the one that needs less: the error then names the smallest budget of both. No third one is asked.
     """
     decision = dispatch.choose(problem, request, layout)
     ahead = decision.backend
@@ -36,7 +36,8 @@ def choose(problem: Problem, request: str, kind: str, amount: int, layout: str =
     needed = checkpoint.smallest_bytes(problem, fixed_bytes(problem, ahead))
     if needed <= amount or needed <= checkpoint.smallest_bytes(problem, fixed_bytes(problem, "eager")):
         return decision
-    reasons = {name: reason for name, reason in decision.reasons.items() if name != "eager"}
+    reasons = {name: dispatch.refusal(name, problem) or f"{ahead!r} was chosen before it" for name in decision.reasons}
+    del reasons["eager"]
     return Decision(
         "eager", {**reasons, ahead: f"memory_budget is {amount} bytes, and it needs {needed} bytes at least"}
     )

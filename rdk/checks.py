@@ -266,7 +266,7 @@ def stages(values: Any, stage_type: type[Stage], owner: str) -> None:
                 f"shape of its input."
             )
         if not isinstance(stage.relu, bool):
-            raise TypeError(f"{owner}: relu must be True or False, got {_kind(stage.relu)} in stage {number}.")
+            raise TypeError(f"{owner}: relu must be True or False, got {stage.relu!r} in stage {number}.")
         dilation, skip = integer(stage.dilation), integer(stage.skip)
         if type(dilation) is not int or dilation < 1:
             raise ValueError(

@@ -323,9 +323,11 @@ def _randomise(block: nn.Module, generator: torch.Generator) -> None:
             part.running_mean.copy_(_random(part.running_mean.shape, 1.0, generator))
             part.running_var.copy_(_random(part.running_var.shape, 1.0, generator).square() + 0.5)
         elif not isinstance(part, _BatchNorm):
-            for buffer in part.buffers(recurse=False):
-                draw = _random(buffer.shape, 1.0, generator)
-                buffer.copy_(draw if buffer.is_floating_point() else draw > 0)
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.layout is torch.strided and not buffer.is_quantized:
+                    draw = _random(buffer.shape, 1.0, generator)
+                    found = draw if buffer.is_floating_point() or buffer.is_complex() else draw > 0
+                    part._buffers[name] = found.to(buffer.device, buffer.dtype)  # the old one may be expanded
 
 
 def _run(module: nn.Module, x: Tensor) -> tuple[Any, bool]:

@@ -1,4 +1,4 @@
-"""Decides which backend runs a problem, and says why not the others; called by functional (before the op) and by ops."""
+"""Decides which backend runs a problem, and says why not the others; called by budget (for functional and ops) and by ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stateless form of every recurrent module: checks, autocast, layout and running statistics; called by modules, calls ops."""
+"""The stateless form of every recurrent module: which way a call takes, its layout and running statistics; called by modules."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def recurrent(
     Source: Schwarzschild et al. (ICLR 2022), section 3: the same layers applied again and again; inject: Bansal et al. (2022).
     """
     call: Prepared | None = None
-    if inject is None and not return_states and memory_budget is None and checkpoint in ("auto", "none"):
+    if inject is None and return_states is False and memory_budget is None and checkpoint in ("auto", "none"):
         found = arguments.sound(x, stages, iterations, start)
         if found is not None:
             if _is_tiny(x, found.weights, iterations, len(stages)) and dispatch.requested(backend) == "auto":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ def translate_plain_keys(module: nn.Module, state_dict: MutableMapping[str, Any]
     if not found or own & set(found) or not all(isinstance(value, Tensor) for value in found.values()):
         return
     stages, iterations = len(cast(nn.ModuleList, module.stages)), cast(int, module.iterations)
-    if _stages_of_rdk(found, prefix) not in (None, stages):
-        return
     products, norms = _groups(found)
     renamed: dict[str, Tensor] = {}
     if not _rename(products, renamed, f"{prefix}stages.", stages, iterations, bool(module.tied), norm=False):
@@ -43,13 +41,6 @@ def _own_keys(module: nn.Module, prefix: str) -> list[str]:
     """Keys of the stages; what a subclass adds beside them is its own affair."""
     names = [name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
     return [prefix + name for name in names if name.startswith("stages.")]
-
-
-def _stages_of_rdk(found: Iterable[str], prefix: str) -> int | None:
-    """How many stages the rdk module has whose keys these are; None for a plain network's."""
-    form = re.compile(re.escape(prefix) + r"stages\.(\d+)\.(weight|bias|norm\.\d+\.\w+)(\.\d+)?")
-    matches = [form.fullmatch(key) for key in found]
-    return len({match[1] for match in matches if match}) if all(matches) else None
 
 
 def _groups(found: dict[str, Tensor]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from rdk import checks, dispatch, functional
 from rdk.arguments import Stage
 from rdk.kept import Keeper
 from rdk.keys import translate_plain_keys
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class StageParameters(nn.Module):
@@ -112,22 +110,23 @@ class Recurrent(nn.Module):
         traced = torch.compiler.is_compiling()
         if not traced and (stages := self._kept.get(parts)) is not None:
             return stages
-        found = []
-        for stage, (dilation, relu, skip) in zip(self.stages, self._arrangement, strict=True):
-            if stage._forward_pre_hooks or not self.tied:
-                _recompute_weights(stage)
-            found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))  # type: ignore[arg-type]
+        found = self._stages_of(parts)
         if not traced:
             self._kept.keep(parts, found)
         return found
 
     def stages_to_look_at(self) -> Sequence[Stage]:
         """functional_stages for who asks and runs nothing: weights that a hook or a parametrization computes are computed as in
-        evaluation mode, by copies that share the tensors and take what is written (spectral_norm advances its vectors in training
-        mode)."""
-        twin = _in_evaluation(self, [stage.norm for stage in self.stages])  # type: ignore[misc]
-        twin._kept = Keeper()
-        return twin.functional_stages()
+        evaluation mode, by copies whose buffers are their own (spectral_norm advances its vectors in training mode)."""
+        return self._stages_of([_in_evaluation(stage, stage.norm) for stage in self.stages])  # type: ignore[arg-type]
+
+    def _stages_of(self, parts: Iterable[Any]) -> list[Stage]:
+        found = []
+        for stage, (dilation, relu, skip) in zip(parts, self._arrangement, strict=True):
+            if stage._forward_pre_hooks or not self.tied:
+                _recompute_weights(stage)
+            found.append(Stage(stage.weight, stage.bias, stage.norm, dilation, relu, skip))
+        return found
 
     def forward(
         self,
@@ -171,17 +170,21 @@ class Recurrent(nn.Module):
         return shown
 
 
-def _in_evaluation(part: _Module, shared: Container[nn.Module]) -> _Module:
-    """A copy in evaluation mode that holds the very tensors, and the very modules in `shared`; what is set on it does not reach
-    the original."""
-    twin = object.__new__(type(part))
-    twin.__dict__ = dict(part.__dict__)
-    twin._parameters, twin._buffers = dict(part._parameters), dict(part._buffers)
-    twin._modules = {
-        name: child if child is None or child in shared else _in_evaluation(child, shared)
+def _in_evaluation(part: nn.Module, norm: nn.Module | None) -> nn.Module:
+    """A copy in evaluation mode that shares the parameters, and the norm itself; what is written to it does not reach the original.
+    A scripted module cannot be copied so and is shared."""
+    twin: nn.Module = object.__new__(type(part))
+    inside = twin.__dict__  # a module of torch.compile would hand attributes on to the original
+    inside.update(part.__dict__)
+    inside["_parameters"] = dict(part._parameters)
+    inside["_buffers"] = {name: None if value is None else value.clone() for name, value in part._buffers.items()}
+    inside["_modules"] = {
+        name: child
+        if child is None or child is norm or isinstance(child, torch.jit.ScriptModule)
+        else _in_evaluation(child, norm)
         for name, child in part._modules.items()
     }
-    twin.training = False
+    inside["training"] = False
     return twin
 
 

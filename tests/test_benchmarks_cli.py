@@ -133,7 +133,7 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in shown
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
     """`python -m benchmarks list | head -1`"""
     command = [sys.executable, "-m", "benchmarks", "list"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -141,6 +141,17 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_a_broken_pipe_elsewhere_is_an_error_like_others() -> None:
+    program = (
+        "import sys\nfrom benchmarks import cli\n"
+        "def fail(arguments): raise BrokenPipeError('a worker is gone')\n"
+        "cli.COMMANDS['list'] = cli.COMMANDS['list']._replace(function=fail)\n"
+        "sys.exit(cli.main(['list']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "benchmarks: a worker is gone\n"
 
 
 def test_control_c_on_the_command_line_keeps_the_records(tmp_path: Path) -> None:

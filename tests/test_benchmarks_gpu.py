@@ -292,6 +292,7 @@ def test_an_unfinished_run_of_tests_is_gone_on_with(tmp_path: Path, monkeypatch:
         "import os, pytest\npytestmark = pytest.mark.gpu\n"
         f"def note(name): open({str(ran)!r}, 'a').write(name)\n"
         "def test_a(): note('a'); assert False, 'broken a'\ndef test_b(): note('b')\ndef test_c(): note('c')\n"
+        "def test_b_too(): note('d')\n"
     )
     monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
     monkeypatch.setattr(libraries, "ROOT", tmp_path)
@@ -300,7 +301,7 @@ def test_an_unfinished_run_of_tests_is_gone_on_with(tmp_path: Path, monkeypatch:
     before, complete = gpu_tests.known([cut_short])
     assert not complete
     found = gpu_tests.run(tmp_path / "log", 60, ABOUT, before)
-    assert ran.read_text() == "c" and found["result"].startswith("1 failed, 2 passed in")
+    assert ran.read_text() == "cd" and found["result"].startswith("1 failed, 3 passed in")
     assert found["status"] == 1 and found["failures"] == ["test_two.py::test_a: failed"]
     assert gpu_tests.known([cut_short, found]) == (found["outcomes"], True)
     assert gpu_tests.known([{"suite": "tests", "status": gpu_tests.NOT_RUN}]) == ({}, False)

@@ -1,4 +1,4 @@
-"""Which backend and schedule a memory budget gets: "auto" keeps a budget that any of its backends can keep."""
+"""Which backend and schedule a memory budget gets: "auto" keeps a budget that its backend or eager can keep."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_named_backend_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize("return_states", [False, True])
-def test_the_error_names_the_smallest_budget_of_all_backends(return_states: bool) -> None:
+def test_the_error_names_the_smaller_budget_of_both_backends(return_states: bool) -> None:
     least = min(smallest(name, return_states) for name in ("cpu", "eager"))
     assert smallest("auto", return_states) == least
     rdk.plan(rdk.RecurrentConv(SHAPE[1], 4, memory_budget=least), SHAPE, return_states=return_states)

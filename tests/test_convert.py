@@ -240,6 +240,30 @@ def test_what_does_not_fit_is_named(make: Any, words: str) -> None:
         rdk.from_module(block, 2)
 
 
+class Unused(BasicBlock):
+    def __init__(self, buffer: torch.Tensor) -> None:
+        super().__init__(4)
+        self.register_buffer("unused", buffer)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.arange(4).expand(2, 4),
+        torch.ones(1).expand(4, 4),
+        torch.eye(4).to_sparse(),
+        torch.zeros(4, dtype=torch.complex64),
+        torch.zeros(4, dtype=torch.uint8),
+        torch.zeros(0),
+        torch.zeros(4).to(torch.float8_e4m3fn),
+    ],
+    ids=["expanded integers", "expanded", "sparse", "complex", "bytes", "empty", "float8"],
+)
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_a_buffer_that_is_not_read_is_no_obstacle(buffer: torch.Tensor) -> None:
+    assert isinstance(rdk.from_module(Unused(buffer), 2), rdk.RecurrentResidual)
+
+
 @pytest.mark.parametrize(
     "given,words",
     [

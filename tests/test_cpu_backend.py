@@ -375,9 +375,16 @@ def test_operators_say_what_came_instead() -> None:
     with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2\."):
         ops.cpu_weight_gradients(nothing, [weight, weight], maps.shape, stages, "fast")
     with pytest.raises(
-        RuntimeError, match=r"float32 sums \(copies, \d+ or more\) on the CPU, got Float \[1, 3\] on cpu\."
+        RuntimeError, match=r"sums \(copies, \d+ or more\) .*, got Float \[1, 3\] with strides \[3, 1\]"
     ):
         ops.cpu_weight_gradients(torch.empty(1, 3), [weight], maps.shape, stages, "fast")
+    with pytest.raises(RuntimeError, match=r"sums \(copies, \d+ or more\) .*, got Float \[0, 100000\]"):
+        ops.cpu_weight_gradients(torch.empty(0, 100_000), [weight], maps.shape, stages, "fast")
+    for shape, flat in (([1, 4, 8, 8], []), ([1, 4, 0, 8], stages), ([1, -4, 8, 8], stages)):
+        with pytest.raises(RuntimeError, match=r"expected a stage, channels and pixels, got the shape \[1, "):
+            ops.cpu_filters([weight], shape, flat, "fast", False)
+    with pytest.raises(RuntimeError, match=r"a dilation of 1 or more, got 0\."):
+        ops.cpu_filters([weight], maps.shape, [0, 1, -1], "fast", False)
     with pytest.raises(RuntimeError, match=r"float32 maps on the CPU, got Double on cpu\."):
         forward(maps.double(), [], [-1])
     with pytest.raises(RuntimeError, match=r"float32 rows of channels, got Double \[4\]\."):

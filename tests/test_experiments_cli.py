@@ -78,6 +78,14 @@ def test_list_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert ["F2a, changed", "laptop × 0.25", "0", "0", "1", ""] in shown
 
 
+def test_the_help_of_an_override_is_that_of_its_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--model.depth {None}|INT as the paper's figures print it; the ConvNets' true depth is one more" in printed
+    assert "--data.posts {None,closed,authors_v1} mazes only: closed posts make solutions unique" in printed
+
+
 def test_dry_run_counts_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     words = ["F2c", "--dry-run", "--only", "data.name=cifar10", "seed=0", "--tflops", "300", "--step-ms", "0.5"]

@@ -369,6 +369,8 @@ def test_a_sound_call_skips_the_checks_and_gives_eagers_numbers(monkeypatch: pyt
         lambda: recurrent(x, (), 3),
         lambda: recurrent(x, [tuple(stage)], 3),  # type: ignore[list-item]
         lambda: module(x, return_states=True),
+        lambda: module(x, return_states=None),
+        lambda: module(x, return_states=0),
         lambda: module(x, inject=x),
         lambda: module(x, iterations=-1),
         lambda: module(x, start=-1),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_dispatch import X, missing_backend
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 import rdk
 from rdk import dispatch, functional, measured, recompute
@@ -165,12 +165,79 @@ def test_a_module_that_is_looked_at_may_be_trained_at_the_same_time(
     module = rdk.RecurrentConv(16, 4, norm="batch")
     parametrizations.spectral_norm(module.stages[0], "weight")
     seen: list[list[bool]] = []
-    functional_stages = rdk.RecurrentConv.functional_stages
+    stages_of = rdk.RecurrentConv._stages_of
 
-    def record(self: rdk.RecurrentConv) -> Any:
+    def record(self: rdk.RecurrentConv, parts: Any) -> Any:
         seen.append([part.training for part in module.modules()])
-        return functional_stages(self)
+        return stages_of(self, parts)
 
-    monkeypatch.setattr(rdk.RecurrentConv, "functional_stages", record)
+    monkeypatch.setattr(rdk.RecurrentConv, "_stages_of", record)
     ask(module)
     assert seen and all(all(flags) for flags in seen)
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return weight * 0.5
+
+
+class ScriptedHalf(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * 0.5
+
+
+class WithHead(rdk.RecurrentConv):
+    """Other modules of the user's beside the stages; __setattr__ and __del__ of his own."""
+
+    deleted = 0
+
+    def __init__(self) -> None:
+        super().__init__(16, 4)
+        self.head = torch.compile(nn.Sequential(nn.Conv2d(16, 2, 1), nn.Dropout()))
+        self.ready = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        assert name in ("ready", "training") or not self.__dict__.get("ready"), "set behind the user's back"
+        super().__setattr__(name, value)
+
+    def __del__(self) -> None:
+        WithHead.deleted += 1
+
+
+def parametrized(parametrization: Any) -> rdk.RecurrentConv:
+    module = rdk.RecurrentConv(16, 4)
+    parametrize.register_parametrization(module.stages[0], "weight", parametrization)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        WithHead,
+        lambda: parametrized(Half()),
+        lambda: parametrized(torch.compile(Half(), backend="eager")),
+        lambda: parametrized(torch.jit.script(ScriptedHalf())),
+        lambda: parametrized(torch.jit.trace(ScriptedHalf(), torch.randn(16, 16, 3, 3), check_trace=False)),
+    ],
+    ids=["compiled head", "counting", "compiled", "scripted", "traced"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_looking_at_modules_that_forward_what_is_set_on_them(make: Callable[[], Any]) -> None:
+    module = make()
+    modes, names = [part.training for part in module.modules()], list(module.state_dict())
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    rdk.plan(module, LARGE.shape)
+    rdk.explain(module, LARGE)
+    assert [part.training for part in module.modules()] == modes and list(module.state_dict()) == names
+    module.load_state_dict(state)
+    if isinstance(module, WithHead):
+        assert WithHead.deleted == 0
+    elif module.stages[0].parametrizations.weight[0].__class__ is Half:
+        assert torch.equal(
+            module.stages[0].parametrizations.weight[0].calls, state["stages.0.parametrizations.weight.0.calls"]
+        )

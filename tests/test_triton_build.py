@@ -122,13 +122,6 @@ def test_sass_is_read_as_it_is_written() -> None:
     assert build._matrix_instructions(sass) == {"HGMMA": 1}
 
 
-def test_tables_are_rewritten_between_their_markers() -> None:
-    text = "a\n<!-- begin floors -->\nold\n<!-- end floors -->\nb\n"
-    assert report.rewritten(text, {"floors": "new"}) == "a\n<!-- begin floors -->\nnew\n<!-- end floors -->\nb\n"
-    with pytest.raises(ValueError, match=r"no markers .* Put them where the table goes\."):
-        report.rewritten(text, {"other": "new"})
-
-
 def test_the_page_says_what_chose_each_tile() -> None:
     """The last cell of every row, as the table of tiles has it."""
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")

@@ -32,12 +32,16 @@ Plan plan_of(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view pre
   TORCH_CHECK(shape.size() == 4 && stages.size() % 3 == 0,
               "rdk: expected a shape of 4 and stages of 3 numbers each, got the shape ", shape, " and the stages ",
               stages, ".");
+  TORCH_CHECK(!stages.empty() && shape[1] > 0 && shape[2] > 0 && shape[3] > 0,
+              "rdk: expected a stage, channels and pixels, got the shape ", shape, " and the stages ", stages, ".");
   std::vector<Stage> list;
   // from the larger side on, all taps but the middle one read zeros: a larger dilation is the same convolution
   const int64_t widest = std::max<int64_t>(1, std::max(shape[2], shape[3]));
-  for (size_t i = 0; i < stages.size(); i += 3)
+  for (size_t i = 0; i < stages.size(); i += 3) {
+    TORCH_CHECK(stages[i] > 0, "rdk: expected a dilation of 1 or more, got ", stages[i], ".");
     list.push_back(
         {static_cast<int>(std::min(stages[i], widest)), stages[i + 1] != 0, static_cast<int>(stages[i + 2])});
+  }
   return make_plan(static_cast<int>(shape[1]), static_cast<int>(shape[2]), static_cast<int>(shape[3]), list,
                    precision == "accurate" ? Precision::kAccurate : Precision::kFast, kernels().row_tiles);
 }

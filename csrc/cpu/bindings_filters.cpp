@@ -68,10 +68,10 @@ void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
               " stages, got ", gradients.size(), ".");
   std::vector<int64_t> offsets{0};
   for (const StagePlan& stage : plan.stage_plans) offsets.push_back(offsets.back() + stage.filter_floats);
-  TORCH_CHECK(sums.scalar_type() == at::kFloat && sums.device().is_cpu() && sums.dim() == 2 && sums.stride(1) == 1 &&
-                  sums.size(1) >= offsets.back(),
-              "rdk: expected float32 sums (copies, ", offsets.back(), " or more) on the CPU, got ", sums.scalar_type(),
-              " ", sums.sizes(), " on ", sums.device(), ".");
+  TORCH_CHECK(sums.scalar_type() == at::kFloat && sums.device().is_cpu() && sums.dim() == 2 && sums.size(0) > 0 &&
+                  sums.stride(1) == 1 && sums.size(1) >= offsets.back(),
+              "rdk: expected float32 sums (copies, ", offsets.back(), " or more) with stride 1 on the CPU, got ",
+              sums.scalar_type(), " ", sums.sizes(), " with strides ", sums.strides(), " on ", sums.device(), ".");
   auto transform = [&](int task) {
     const int64_t s = task / blocks, block = task % blocks;
     if (gradients[s].numel() == 0) return;

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from experiments.data import mazes
 from experiments.data.maze_raster import breadth_first
 from experiments.data.mazes import MazeSet
+from rdk import documents
 
 COUNT = 60_000  # mazes of each size, the paper's 50,000 and 10,000
 
@@ -77,20 +77,6 @@ def length_table(pairs: Sequence[tuple[MazeSet, MazeSet]]) -> str:
     return "\n".join(lines)
 
 
-def rewritten(text: str, tables: dict[str, str]) -> str:
-    """`text` with every table between its markers replaced. Raises ValueError where a marker is missing."""
-    for name, table in tables.items():
-        text, places = re.subn(
-            rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)",
-            lambda found, table=table: f"{found[1]}{table}\n{found[2]}",  # type: ignore[misc]
-            text,
-            flags=re.DOTALL,
-        )
-        if places != 1:
-            raise ValueError(f"mazes: the file needs '<!-- begin {name} -->' and '<!-- end {name} -->', once.")
-    return text
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.data.maze_statistics", description=__doc__.split("\n")[0]
@@ -103,11 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         closed, authors = (mazes.generate(cells, options.count, posts=posts) for posts in mazes.POSTS)
         pairs.append((closed, authors))
     tables = {"ties": tie_table([ties(*pair) for pair in pairs]), "lengths": length_table(pairs)}
-    if options.write is None:
-        print("\n\n".join(tables.values()))
-    else:
-        text = options.write.read_text(encoding="utf-8")
-        options.write.write_text(rewritten(text, tables), encoding="utf-8")
+    documents.publish(tables, options.write)
     return 0
 
 

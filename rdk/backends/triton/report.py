@@ -9,7 +9,6 @@ Needs triton and no GPU.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rdk import documents
 from rdk.backends.triton import interpreting, shipped
 from rdk.backends.triton.build import INTERPRETED, SHARED_LIMITS, Built, compile_ahead
 
@@ -86,25 +86,6 @@ def configuration_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def rewritten(text: str, tables: dict[str, str]) -> str:
-    """`text` with every table between its markers replaced. Raises ValueError where a marker is missing."""
-    for name, table in tables.items():
-        found = re.search(rf"<!-- begin {name} -->.*?<!-- end {name} -->", text, re.DOTALL)
-        if found is None:
-            markers = f"'<!-- begin {name} -->' and '<!-- end {name} -->'"
-            raise ValueError(f"rdk: the file has no markers {markers}. Put them where the table goes.")
-        text = f"{text[: found.start()]}<!-- begin {name} -->\n{table}\n<!-- end {name} -->{text[found.end() :]}"
-    return text
-
-
-def publish(tables: dict[str, str], target: Path | None) -> None:
-    """Writes the tables between their markers in the file; prints them without one."""
-    if target:
-        target.write_text(rewritten(target.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    else:
-        print("\n\n".join(tables.values()))
-
-
 def versions() -> str:
     """What compiled the tables."""
     import triton
@@ -120,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     if interpreting():
         print(INTERPRETED, file=sys.stderr)
         return 1
-    publish({"versions": versions(), "configurations": configuration_table(build_all(chosen.jobs))}, chosen.write)
+    documents.publish(
+        {"versions": versions(), "configurations": configuration_table(build_all(chosen.jobs))}, chosen.write
+    )
     return 0
 
 
