@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -87,16 +88,10 @@ def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, s
     """What came of each test: passed, failed, error, skipped, or how it ended its process; those `before` are not run again. A new
     process goes on behind a test that hangs, ends the process or leaves its CUDA context broken."""
     found = dict(before)
-    known_tests = log.with_suffix(".known")
     end = time.monotonic() + seconds
     while (remaining := end - time.monotonic()) > LEAST or len(found) == len(before):
-        known_tests.write_text("\n".join(found), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short"]
-        command += ["-p", "benchmarks.known_tests", "--known", str(known_tests.resolve())]
         begin = log.stat().st_size if log.exists() else 0
-        status = libraries.logged(
-            command, log, max(remaining, LEAST), quiet=QUIET, COLUMNS="240", PYTHONPATH=_with(ROOT)
-        )
+        status = _run(where, log, max(remaining, LEAST), found)
         text = log.read_bytes()[begin:].decode("utf-8", "replace")
         seen, running = read(text)
         kept, goes_on = seen, running is not None
@@ -118,9 +113,16 @@ def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, s
     return found
 
 
-def _with(folder: Path) -> str:
-    """PYTHONPATH with a folder before what is there."""
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+def _run(where: list[str], log: Path, seconds: float, known: Iterable[str]) -> int | None:
+    """pytest's status on the tests that are not `known`; None where it was ended."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as names:
+        names.write("\n".join(known))
+        names.flush()
+        command = [sys.executable, "-m", "pytest", *where, "-m", "gpu", "-v", "--tb=short"]
+        # one word: pytest would take a path that stands alone for one of the places by which it finds its root
+        command += ["-p", "benchmarks.known_tests", f"--known={names.name}"]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # for the plugin
+        return libraries.logged(command, log, seconds, quiet=QUIET, COLUMNS="240", PYTHONPATH=path)
 
 
 def read(text: str) -> tuple[dict[str, str], str | None]:

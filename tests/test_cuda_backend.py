@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_cases import held_maps
 from torch import Tensor
 
 import rdk
@@ -18,7 +19,7 @@ from rdk import dispatch
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.cuda import BACKEND, CudaBackend
 from rdk.backends.cuda_kernels import Kernels
-from rdk.testing import UNIT, assert_close, peak_bytes, plain_eager, relative, step
+from rdk.testing import UNIT, assert_close, plain_eager, relative, step
 
 C, R = rdk.RecurrentConv, rdk.RecurrentResidual
 
@@ -400,19 +401,7 @@ def test_memory_is_within_the_plan(
     module = cls(64, n, **kw, checkpoint=checkpoint, backend="cuda", dtype=torch.bfloat16)
     x = torch.randn(8, 64, 24, 24).to(torch.bfloat16).to(memory_format=form)
     u = x.clone().requires_grad_() if inject else None
-    size = x.numel() * x.element_size()
-
-    def run() -> None:
-        y = module(x.detach().requires_grad_(), inject=u)
-        y.backward(torch.ones_like(y))
-
-    run()
-    module.zero_grad()
-    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * size
-    if u is not None:
-        u.grad = None
-        outside += size
-    held = (peak_bytes(run) - outside) / size
+    held, size = held_maps(module, x, u), x.numel() * x.element_size()
     planned = rdk.plan(module, x.shape, inject=inject).bytes_peak / size
     # the room: copies of contiguous maps, and for a norm without the inject's gradient what eager's steps would hold
     assert held <= planned <= held + 12.0

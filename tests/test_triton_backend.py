@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory_cases import held_maps
 from torch import Tensor
 
 import rdk
@@ -20,7 +21,7 @@ from rdk import arguments, functional, ops
 from rdk.backends.base import Call, Store
 from rdk.backends.layout import channels_last, empty_maps
 from rdk.backends.triton import BACKEND, interpreting, launch
-from rdk.testing import UNIT, assert_close, errors, peak_bytes, plain_eager, relative, step
+from rdk.testing import UNIT, assert_close, errors, plain_eager, relative, step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -218,23 +219,6 @@ def test_steps_are_equal_bit_for_bit() -> None:
     x = torch.randn(2, 5, 3, 2, device=DEVICE)
     first, second = step(copy.deepcopy(module), x), step(copy.deepcopy(module), x)
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def held_maps(module: Any, x: torch.Tensor, inject: torch.Tensor | None) -> float:
-    """Peak maps of a training step beside parameters, their gradients, input, inject, output and their gradients."""
-    size = x.numel() * x.element_size()
-
-    def run() -> None:
-        y = module(x.detach().requires_grad_(), inject=inject)
-        y.backward(torch.ones_like(y))
-
-    run()
-    module.zero_grad()
-    outside = sum(p.numel() * p.element_size() for p in module.parameters()) + 3 * size
-    if inject is not None:
-        inject.grad = None
-        outside += size
-    return (peak_bytes(run) - outside) / size
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="counts what PyTorch's CPU allocator holds")
