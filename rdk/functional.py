@@ -71,8 +71,11 @@ def recurrent(
     if inject is None and return_states is False and memory_budget is None and checkpoint in ("auto", "none"):
         found = arguments.sound(x, stages, iterations, start)
         if found is not None:
-            if _is_tiny(x, found.weights, iterations, len(stages)) and dispatch.requested(backend) == "auto":
-                return eager.plain(x, None, *found[:2], (), found.stages, iterations, False)
+            weights, biases, specs = found
+            if _is_tiny(x, weights, iterations, len(specs)) and dispatch.requested(backend) == "auto":
+                # autograd takes longer over an operation in place than so small a map saves
+                in_place = not torch.is_grad_enabled()
+                return eager.plain(x, None, weights, biases, (), specs, iterations, False, in_place)
             call = arguments.prepare_sound(x, found, iterations)
     if call is None:
         call = arguments.prepare(x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, owner)
@@ -122,9 +125,11 @@ def _plain_route(reason: str) -> Route:
 
 def _is_tiny(x: Tensor, weights: Sequence[Tensor], iterations: int, stages: int) -> bool:
     """Whether deciding and entering the operator would cost more on a CPU than it could save."""
+    if not x.is_cpu:
+        return False
     convolutions = iterations * stages
     limit = dispatch.TINY_SINGLE_PRODUCTS if convolutions == 1 else dispatch.TINY_PRODUCTS
-    return x.is_cpu and 0 < x.numel() * (weights[0].numel() // x.shape[1]) * convolutions < limit
+    return 0 < x.numel() * (weights[0].numel() // x.shape[1]) * convolutions < limit
 
 
 def problem_of(call: Prepared) -> Problem:

@@ -28,11 +28,13 @@ class Keeper:
         kept = self.kept
         if kept is None or len(parts) != len(kept[1]):
             return None
-        for part, (weight, bias) in zip(parts, kept[1], strict=True):
-            own = part._parameters
-            # a weight that a hook or a parametrization computes is no parameter of this name
-            if own.get("weight") is not weight or own.get("bias") is not bias or part._modules["norm"] is not None:
-                return None
+        try:
+            for part, (weight, bias) in zip(parts, kept[1], strict=True):
+                own = part._parameters
+                if own["weight"] is not weight or own["bias"] is not bias or part._modules["norm"] is not None:
+                    return None
+        except KeyError:  # a weight that a hook or a parametrization computes is no parameter of this name
+            return None
         return kept[0]
 
     def keep(self, parts: Collection[nn.Module], stages: Sequence[Stage]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 import rdk
 from rdk import arguments, functional
 from rdk.functional import Stage, recurrent
-from rdk.testing import UNIT, assert_close, plain_eager, relative, step, upstream
+from rdk.testing import UNIT, assert_close, peak_bytes, plain_eager, relative, step, upstream
 
 
 def hand_written(module: Any, x: torch.Tensor, inject: torch.Tensor | None = None) -> torch.Tensor:
@@ -222,6 +222,32 @@ def test_nothing_given_is_written_to(checkpoint: Any) -> None:
     module(x.requires_grad_(), inject=inject.requires_grad_()).backward(grad)
     for now, before in zip([*tensors, *module.parameters()], [*copies, *parameters], strict=True):
         assert torch.equal(now, before)
+
+
+def test_plain_inference_holds_no_more_than_the_loop_it_stands_for() -> None:
+    module, x = rdk.RecurrentConv(64, 3, backend="eager"), torch.randn(4, 64, 32, 32)
+    weight, bias = module.stages[0].weight, module.stages[0].bias
+
+    def loop(state: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            state = torch.relu(nn.functional.conv2d(state, weight, bias, padding=1))  # type: ignore[arg-type]
+        return state
+
+    with torch.no_grad():
+        assert torch.equal(module(x), loop(x))
+        peaks = [peak_bytes(lambda network=network: network(x)) for network in (module, loop)]
+    assert peaks[0] <= peaks[1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_the_hook_of_a_norm_keeps_stays_as_it_was(training: bool) -> None:
+    module = rdk.RecurrentConv(4, 2, norm="batch", backend="eager").train(training)
+    seen: list[torch.Tensor] = []
+    for norm in module.stages[0].norm:  # type: ignore[union-attr]
+        norm.register_forward_hook(lambda norm, given, out: seen.append(out))
+    with torch.no_grad():
+        module(torch.randn(3, 4, 6, 5))
+    assert len(seen) == 2 and all(bool((out < 0).any()) for out in seen)
 
 
 def test_gradients_are_wanted_or_not() -> None:

@@ -25,25 +25,31 @@ def plain(
     stages: Sequence[StageSpec],
     iterations: int,
     return_states: bool,
+    in_place: bool = True,
 ) -> Tensor:
     """The definition of right: the loop that a user would write, differentiated by autograd any number of times.
 
     Lists are as in Call; `norms` are called as they are, one per iteration and stage. Returns the last state, or all.
+    `in_place`: a ReLU writes into the convolution's result, which needs no second map and, but for the smallest, less time.
     """
-    state, states, tied = x, [], len(weights) == len(stages)
+    state, states, count = x, [], len(stages)
+    tied = len(weights) == count
+    # a norm's hook may hold what the ReLU is given
+    activate = torch.relu_ if in_place and not norms else torch.relu
     for iteration in range(iterations):
+        first = iteration * count
         entered: list[Tensor] = []
-        for number, stage in enumerate(stages):
-            index = number if tied else iteration * len(stages) + number
+        for number, (dilation, relu, skip, _) in enumerate(stages):
+            index = number if tied else first + number
             entered.append(state)
-            z = _product(state, weights[index], biases[index] if biases else None, stage.dilation)
+            z = _product(state, weights[index], biases[index] if biases else None, dilation)
             if norms:
-                z = norms[iteration * len(stages) + number](z)
+                z = norms[first + number](z)
             if number == 0 and inject is not None:
                 z = z + inject
-            if stage.skip is not None:
-                z = z + entered[stage.skip]
-            state = F.relu(z) if stage.relu else z
+            if skip is not None:
+                z = z + entered[skip]
+            state = activate(z) if relu else z
         if return_states:
             states.append(state)
     if not return_states:
@@ -55,7 +61,7 @@ def _product(state: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) 
     """conv3x3(state; weight) + bias for a 4-d weight (C, C, 3, 3), state @ weightᵀ + bias for a 2-d one."""
     if weight.dim() == 2:
         return F.linear(state, weight, bias)
-    return F.conv2d(state, weight, bias, padding=dilation, dilation=dilation)
+    return torch.conv2d(state, weight, bias, 1, dilation, dilation)
 
 
 class EagerBackend:
