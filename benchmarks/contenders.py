@@ -182,12 +182,12 @@ def _compilable(problem: Problem, training: bool) -> str | None:
     return None if problem.case.convolutions <= COMPILED_WHOLE else _no_batch_statistics(problem, training)
 
 
-def _rdk(backend: str, kept: str | int = "auto") -> Make:
+def _rdk(backend: str, kept: str | int = "auto", memory_format: torch.memory_format | None = None) -> Make:
     def make(problem: Problem, training: bool) -> Prepared:
         settings = {"device": problem.device, "dtype": problem.precision.dtype}
         module = problem.case.module(backend=backend, checkpoint=kept, **settings)
         module.load_state_dict(_named_for_rdk(problem))
-        layout = native_layout(problem.device)
+        layout = native_layout(problem.device) if memory_format is None else memory_format
         module.to(memory_format=layout)
         return Prepared(problem, module, module, training, layout)
 
@@ -248,6 +248,14 @@ def _all() -> dict[str, Contender]:
         found.append(Contender(f"rdk {backend}", _rdk(backend), _refused(backend)))
         found.append(Contender(f"rdk {backend} graph", _captured(_rdk(backend)), _first(gpu_graph, _refused(backend))))
         found.append(Contender(f"rdk {backend} sqrt", _rdk(backend, "sqrt"), _first(_only_training, _refused(backend))))
+    found.append(
+        Contender(
+            "rdk auto channels_last",
+            _rdk("auto", memory_format=torch.channels_last),
+            _first(_only_maps, _refused("auto")),
+            "the smallest calls, where PyTorch's own convolution runs and has a faster layout",
+        )
+    )
     return {contender.name: contender for contender in found}
 
 

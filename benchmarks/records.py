@@ -41,7 +41,7 @@ _OF_A_CONTENDER = {
     "status": str,
     "note": str,
 }
-_ABOUT = ("device", "device_type", "driver", "threads", "torch", "python", "rdk", "commit", "dirty")
+_ABOUT = ("device", "device_type", "hardware", "driver", "threads", "torch", "python", "rdk", "commit", "dirty")
 
 
 class Setting(NamedTuple):
@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     device: str
     precision: str
     threads: int | None  # of a CPU; the threads of a GPU's host do not count
+    processor: str = ""  # of a CPU, whose device is named by its instruction set alone
 
     @property
     def device_type(self) -> str:
@@ -57,9 +58,10 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        """cpu avx512, fp32; cpu avx512, fp32, 2 threads."""
+        """NVIDIA H200, bf16; cpu avx512 (AMD EPYC), fp32, 2 threads."""
+        processor = re.sub(r"\((R|TM)\)", "", self.processor)
         threads = f", {self.threads} threads" if self.threads and self.threads > 1 else ""
-        return f"{self.device}, {self.precision}{threads}"
+        return f"{self.device}{f' ({processor})' if processor else ''}, {self.precision}{threads}"
 
 
 class RecordError(ValueError):
@@ -114,8 +116,10 @@ def _short(value: float) -> float:
 
 
 def setting_of(record: Record) -> Setting:
-    about = record["measured_on"]
-    return Setting(about["device"], record["precision"], about["threads"] if about["device_type"] == "cpu" else None)
+    about, precision = record["measured_on"], record["precision"]
+    if about["device_type"] != "cpu":
+        return Setting(about["device"], precision, None)
+    return Setting(about["device"], precision, about["threads"], about["hardware"])
 
 
 def case_of(record: Record) -> Case:

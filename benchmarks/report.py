@@ -133,9 +133,9 @@ def markdown(found: Sequence[Record]) -> str:
     note = (
         "Ratios of medians taken in turns in one process after a check against float64; above 1 rdk is better, in bold by "
         f"more than {TIE:.0%} and more than twice the standard error of the two medians. Eager is the faster of its two memory "
-        'layouts. rdk is what `backend="auto"` chose, or the best backend where no measurements let it choose; where only a '
-        "backend asked for by name wins, it stands behind. Left out on a CPU: one image takes longer than 2 s. "
-        "[How it is measured](docs/benchmarks.md)."
+        'layouts, and so is rdk for tiny calls. rdk is what `backend="auto"` chose, or the best backend where no '
+        "measurements let it choose; where only a backend asked for by name wins, it stands behind. Left out on a CPU: one "
+        "image takes longer than 2 s. [How it is measured](docs/benchmarks.md)."
     )
     return "\n\n".join([*(_table(*table) for table in tables(found)), note])
 

@@ -18,7 +18,8 @@ ABOUT = {
     "python": "3.12.3", "rdk": "0.1.0", "commit": "abc123", "dirty": False, "tree": "t1",
 }  # fmt: skip
 ON_CPU = ABOUT | {"device": "cpu avx512", "device_type": "cpu", "hardware": "A Xeon", "driver": None}
-GPU, ONE_THREAD = Setting("NVIDIA H200", "bf16", None), Setting("cpu avx512", "fp32", 1)
+OTHER_CPU = ON_CPU | {"hardware": "Another(R)"}
+GPU, ONE_THREAD = Setting("NVIDIA H200", "bf16", None), Setting("cpu avx512", "fp32", 1, "A Xeon")
 W1 = workloads.WORKLOADS["W1"].case(5)
 W4R = workloads.WORKLOADS["W4r"].case(100)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_cases import FIXED, GPU, ON_CPU, ONE_THREAD, W1, W4R, curve, group, ok, shape
+from record_cases import FIXED, GPU, ON_CPU, ONE_THREAD, OTHER_CPU, W1, W4R, curve, group, ok, shape
 
-from benchmarks import records, report, standing, summary, workloads
+from benchmarks import plots, records, report, standing, summary, workloads
 from benchmarks.measure import Outcome
 
 
@@ -153,17 +153,38 @@ def test_a_case_without_figures_says_why() -> None:
     assert line.count("out of memory") == 4 and line.count(summary.NOT_MEASURED) == 4
 
 
-def test_a_title_names_every_commit_and_machine_of_its_rows() -> None:
+def test_a_title_names_every_commit_of_its_rows_and_the_machine() -> None:
     found = group([ok("eager", 2.0), ok("rdk cpu", 1.0)], about=ON_CPU, precision="fp32")
-    later = ON_CPU | {"commit": "def456", "hardware": "Another Xeon", "dirty": True}
+    later = ON_CPU | {"commit": "def456", "dirty": True}
     found += group([ok("eager", 2.0)], W4R, "rollout", "2026-11-25T00:00:00Z", later, "fp32")
-    # a case of the suite that the table does not show
+    # a case of the suite that the table does not show, and one of another machine
     other = replace(W4R, iterations=7)
     assert other not in summary.headline()
     found += group([ok("eager", 2.0)], other, "rollout", about=ON_CPU | {"commit": "fed987"}, precision="fp32")
+    found += group([ok("eager", 2.0)], W4R, "rollout", about=OTHER_CPU | {"commit": "fed987"}, precision="fp32")
     title = report.title(found, ONE_THREAD, "workloads", summary.headline())
-    assert title.startswith("cpu avx512 (A Xeon and Another Xeon, 1 thread), fp32: torch 2.11.0, commits ")
+    assert title.startswith("cpu avx512 (A Xeon, 1 thread), fp32: torch 2.11.0, commits ")
     assert title.endswith("commits abc123 of 2026-11-24, def456 with changes of 2026-11-25")
+
+
+def test_each_processor_has_tables_pictures_and_standing_records_of_its_own(tmp_path: Path) -> None:
+    """Also two of the same instruction set: one's figures neither mix with the other's nor supersede them."""
+    found = group([ok("eager", 2.0), ok("rdk cpu", 1.0)], about=ON_CPU, precision="fp32")
+    later = group(
+        [ok("eager", 3.0), ok("rdk cpu", 1.0)], date="2026-11-25T00:00:00Z", about=OTHER_CPU, precision="fp32"
+    )
+    assert standing.standing([*found, *later]) == [*found, *later]
+    titles = [title for title, _, _ in report.tables([*found, *later])]
+    assert [name in title for title in titles[1:] for name in ("A Xeon", "Another(R)")] == [True, False, False, True]
+    rows = {setting.name: summary.rows([*found, *later], setting)[0] for setting in summary.settings([*found, *later])}
+    assert {name: row.eager["training"].ratio for name, row in rows.items()} == {
+        "cpu avx512 (A Xeon), fp32": 2.0,
+        "cpu avx512 (Another), fp32": 3.0,
+    }
+    assert [path.name for path in plots.draw_all([*found, *later], tmp_path)] == [
+        "speedup_cpu_avx512_a_xeon_fp32.png",
+        "speedup_cpu_avx512_another_fp32.png",
+    ]
 
 
 @pytest.mark.parametrize("samples, spread, text", [(100, 0.3, "**1.10×**"), (9, 0.3, "1.10×"), (4, 0.01, "**1.10×**")])
@@ -262,7 +283,7 @@ def test_a_report_draws_pictures_and_a_page(tmp_path: Path) -> None:
     said: list[str] = []
     assert report.run(tmp_path, readme, True, said.append) == 0
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    stems = {f"{kind}_cpu_avx512_fp32" for kind in ("speedup", "iterations", "growth", "roofline")}
+    stems = {f"{kind}_cpu_avx512_a_xeon_fp32" for kind in ("speedup", "iterations", "growth", "roofline")}
     assert names == {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg")}
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4 and "&lt;b&gt;no&lt;/b&gt;" in page and "<b>no</b>" not in page
