@@ -144,6 +144,19 @@ def test_weights_and_their_gradients_of_any_layout(
     assert whole.isnan().sum() == whole.numel() - got.numel()
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_filters_that_are_written_past_the_caches(isa: str, backward: bool) -> None:
+    """Three of 1.6 MiB together are; each has the bits of the one made alone, which is not."""
+    weights = [torch.randn(128, 128, 3, 3) for _ in range(3)]
+    with instruction_set(isa):
+        together = torch.ops.rdk.cpu_filters(weights, [1, 128, 9, 9], [1, 1, -1] * 3, "fast", backward)
+        alone = [torch.ops.rdk.cpu_filters([w], [1, 128, 9, 9], [1, 1, -1], "fast", backward) for w in weights]
+    assert together.nbytes > 3 << 20 > alone[0].nbytes
+    for made, expected in zip(together.chunk(3), alone, strict=True):
+        assert torch.equal(*(f.view(25, -1)[:, : 128 * 128] for f in (made, expected)))
+
+
 @pytest.mark.parametrize("channels,size", [(64, 12), (64, 13), (64, 9), (256, 12)])
 def test_precision_policy(channels: int, size: int) -> None:
     bounds = {1: 5e-6, 5: 5e-6, 20: 1.5e-5}

@@ -1,8 +1,9 @@
-// rdk::cpu_filters and rdk::cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the Winograd
-// points; called by rdk/backends/cpu_runs.py and cpu_norm.py.
+// rdk::cpu_filters, cpu_zero_sums and cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the
+// Winograd points; called by rdk/backends/cpu_runs.py and cpu_norm.py.
 #include <torch/library.h>
 
 #include "bindings.h"
+#include "tables.h"
 
 namespace rdk::binding {
 namespace {
@@ -47,16 +48,25 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
   at::Tensor result = at::empty({offsets.back()}, at::kFloat);
   huge_pages(result);
   float* data = result.data_ptr<float>();
+  const bool streamed = static_cast<int64_t>(result.nbytes()) >= kStreamedFilters;
   auto transform = [&](int task) {
     const int64_t i = task / blocks, block = task % blocks;
     FilterArgs args = filter_args(plan.geometry, weights[i], transposed);
     args.u = data + offsets[i];
+    args.streamed = streamed;
     args.first_block = static_cast<int>(block);
     args.end_block = static_cast<int>(block + 1);
     kernels().filter_transform[plan.stage_plans[i % count].filter_kind()](args);
   };
   run_parallel(parallel, static_cast<int>(weights.size() * blocks), transform);
   return result;
+}
+
+// Where weight gradients are summed at the points, before the first: (copies, floats) of zeros on large pages.
+at::Tensor cpu_zero_sums(int64_t copies, int64_t floats) {
+  at::Tensor result = at::empty({copies, floats}, at::kFloat);
+  huge_pages(result);
+  return result.zero_();
 }
 
 // Weight gradients from their sums at the points, sums: (copies, floats); an empty gradient is not wanted.
@@ -93,6 +103,7 @@ TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_filters(Tensor[] weights, int[] shape, int[] stages, str precision, bool transposed) -> Tensor",
         &cpu_filters);
+  m.def("cpu_zero_sums(int copies, int floats) -> Tensor", &cpu_zero_sums);
   m.def("cpu_weight_gradients(Tensor sums, Tensor(a!)[] gradients, int[] shape, int[] stages, str precision) -> ()",
         &cpu_weight_gradients);
 }

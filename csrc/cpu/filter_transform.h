@@ -81,13 +81,18 @@ static void filter_transform(const FilterArgs& args) {
           Winograd<MC>::filter(g, points);
           for (int c = 0; c < TC; ++c) {
             float* point = u + (r * TC + c) * args.u_point;
-            store(point, points[c]);
-            __builtin_prefetch(point + kInputsAhead * packed.row, 1);
+            if (kLanes == kBlock && args.streamed) {
+              stream(point, points[c]);
+            } else {
+              store(point, points[c]);
+              __builtin_prefetch(point + kInputsAhead * packed.row, 1);
+            }
           }
         }
       }
     }
   }
+  if (args.streamed) _mm_sfence();  // other threads see the filters once this one has joined them
 }
 
 template <int MR, int MC>

@@ -103,6 +103,7 @@ struct FilterArgs {
   int32_t first_block, end_block;
   int32_t copies;
   int64_t copy_stride;
+  bool streamed = false;  // filters stored past the caches, where a vector is a whole line; u on a line's boundary
 };
 
 // One image between a strided map and a blocked buffer.

@@ -16,7 +16,7 @@ struct Cut {
 constexpr Cut kCuts[] = {
     {1, 70, 1},          // all of it is small
     {4, 42, 1},          // the filters stay in the second-level cache, and so do the tiles that they leave room for
-    {8, 98, 2},          // the filters do not: more tiles for each fetch of them
+    {8, 84, 2},          // the filters do not: more tiles for each fetch of them
     {INT32_MAX, 70, 4},  // neither do the tiles
 };
 
@@ -29,6 +29,10 @@ constexpr int kDepth = 128;
 // filter transforms: points, and outputs of a weight, are lines far from one another; those of so many inputs later are
 // fetched ahead, or each access waits for its own
 constexpr int kInputsAhead = 4;
+
+// bytes of transformed filters from which they are stored past the caches: so many are gone from the second-level cache
+// before the product reads them, and fetching their lines first would take longer than writing them
+constexpr int64_t kStreamedFilters = int64_t{3} << 20;
 
 // norm: pixels whose moments are taken at once, while they are in the cache
 constexpr int64_t kMomentPixels = 64;

@@ -184,7 +184,7 @@ class NormGradients:
         if ("weights", index) not in self.sums:
             floats = plan.gradient_floats if self.needs.weights[index] else 0
             padded = -(-problem.channels // 16) * 16
-            self.sums["weights", index] = torch.zeros(plan.sum_copies, floats, dtype=torch.float32, device="cpu")
+            self.sums["weights", index] = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats)
             self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64, device="cpu")
         wants_bias = bool(call.biases) and self.needs.biases[index]
         space = workspace(plan, plan.backward_floats)

@@ -204,7 +204,7 @@ class RunGradients:
         copies = self.plan.sum_copies
         blocks = -(-self.problem.channels // 16)
         wanted = self.plan.gradient_floats if any(needs.weights) else 0
-        self.weight_sums = torch.zeros(copies, wanted, dtype=torch.float32, device="cpu")
+        self.weight_sums = torch.ops.rdk.cpu_zero_sums(copies, wanted)
         self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64, device="cpu")
         self.inject_sum: Tensor | None = None
         self.weights: list[Tensor | None] = [None] * len(call.weights)
