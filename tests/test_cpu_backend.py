@@ -104,7 +104,7 @@ def test_tiles_cover_a_map_with_the_fewest_products(size: int, points: int) -> N
     assert fewest == points
     assert torch.ops.rdk.cpu_tile_points([1, 16, size, 4], [1, 1, -1], "fast") == 6 * points
     # both sizes read one transformed filter
-    floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1)[4]
+    floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1, False, False)[4]
     assert floats in (25 * 16 * 16, 36 * 16 * 16)
 
 
@@ -382,7 +382,7 @@ def test_operators_say_what_came_instead() -> None:
         )  # fmt: skip
 
     with pytest.raises(RuntimeError, match=r"got the shape \[4, 8\] and the stages \[1, 1\]\."):
-        ops.cpu_plan([4, 8], [1, 1], "fast", 1)
+        ops.cpu_plan([4, 8], [1, 1], "fast", 1, False, False)
     with pytest.raises(RuntimeError, match=r"float32 weights .*, got Double \[4, 4, 3, 3\] on cpu\."):
         ops.cpu_filters([weight.double()], maps.shape, stages, "fast", False)
     with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2\."):

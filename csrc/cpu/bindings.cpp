@@ -106,9 +106,9 @@ std::string cpu_use_isa(c10::string_view wanted) {
 
 // [group, forward floats per worker, backward floats per worker, floats of weight sums, filter floats of each stage …]
 std::vector<int64_t> cpu_plan(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision,
-                              int64_t workers) {
+                              int64_t workers, bool inject, bool state_grads) {
   Plan plan = plan_of(shape, stages, precision);
-  fit_group(plan, shape[0], static_cast<int>(workers));
+  fit_group(plan, shape[0], static_cast<int>(workers), inject, state_grads);
   std::vector<int64_t> result{plan.group, plan.forward_worker_floats, plan.backward_worker_floats,
                               plan.gradient_floats};
   for (const StagePlan& stage : plan.stage_plans) result.push_back(stage.filter_floats);
@@ -135,7 +135,7 @@ double cpu_fma_flops(int64_t steps) { return kernels().fma_flops(steps); }
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_use_isa(str wanted) -> str", &cpu_use_isa);
-  m.def("cpu_plan(int[] shape, int[] stages, str precision, int workers) -> int[]", &cpu_plan);
+  m.def("cpu_plan(int[] shape, int[] stages, str precision, int workers, bool inject, bool state_grads) -> int[]", &cpu_plan);
   m.def("cpu_tile_points(int[] shape, int[] stages, str precision) -> int", &cpu_tile_points);
   m.def("cpu_clock() -> int[]", &cpu_clock);
   m.def("cpu_fma_flops(int steps) -> float", &cpu_fma_flops);

@@ -49,7 +49,7 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
                  stored(states, state_slots),
                  stored(tapes, tape_slots)};
   const Plan& plan = run.plan;
-  fit_group(run.plan, state.size(0), static_cast<int>(workers));
+  fit_group(run.plan, state.size(0), static_cast<int>(workers), inject.has_value(), false);
   if (inject) run.inject = view(*inject);
   if (out) run.states.back() = view(*out);
   // maps are large and new in every call: few page faults instead of one per 4 KiB
@@ -95,7 +95,7 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   run.kernels = &kernels();
   run.plan = plan_of(grad.sizes(), stages, precision);
   const Plan& plan = run.plan;
-  fit_group(run.plan, grad.size(0), static_cast<int>(workers));
+  fit_group(run.plan, grad.size(0), static_cast<int>(workers), inject_sum.has_value(), state_grads.has_value());
   run.iterations = static_cast<int>(iterations);
   run.from_start = from_start;
   run.wants_input = grad_input.has_value();

@@ -56,7 +56,7 @@ int forward_buffer_count(const std::vector<Stage>& stages) {
     }
     most = std::max(most, open + 2);
   }
-  return most + 1;
+  return most;
 }
 
 Plan make_plan(int channels, int height, int width, const std::vector<Stage>& stages, Precision precision,
@@ -81,19 +81,18 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
   plan.pass_pairs = cut->pairs;
   plan.group = static_cast<int>(std::max<int64_t>(1, plan.chunk / plan.stage_plans[0].tiles()));
   plan.points_floats = most_points * odd_lines(static_cast<int64_t>(geometry.blocks) * plan.chunk);
-  plan.forward_buffers = forward_buffer_count(stages);
-  // dz and its successor, the stage's input, the gradients of inject and of the states, and an open gradient per skip
-  int skips = 0;
-  for (const Stage& stage : stages) skips += stage.skip >= 0;
-  plan.backward_buffers = 5 + skips;
   return plan;
 }
 
-void fit_group(Plan& plan, int64_t images, int workers) {
+void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads) {
   // the fewest whole rounds of all workers, in groups of nearly equal size that still fill no more than a chunk
   const int64_t round = static_cast<int64_t>(plan.group) * workers;
   const int64_t groups = std::max<int64_t>(1, (images + round - 1) / round * workers);
   plan.group = static_cast<int>(std::max<int64_t>(1, (images + groups - 1) / groups));
+  plan.forward_buffers = forward_buffer_count(plan.stages) + inject;
+  // dz and its successor, the stage's input, the gradients of inject and of the states, and an open gradient per skip
+  plan.backward_buffers = 3 + inject + state_grads;
+  for (const Stage& stage : plan.stages) plan.backward_buffers += stage.skip >= 0;
   const int64_t buffer = plan.group * plan.geometry.image();
   plan.forward_worker_floats = 2 * plan.points_floats + plan.forward_buffers * buffer;
   plan.backward_worker_floats = 2 * plan.points_floats + plan.backward_buffers * buffer;

@@ -71,10 +71,11 @@ struct Plan {
 Plan make_plan(int channels, int height, int width, const std::vector<Stage>& stages, Precision precision,
                int row_tiles);
 
-// Fits the group to a batch, never above the plan's own; changes no result.
-void fit_group(Plan& plan, int64_t images, int workers);
+// Fits the group to a batch, never above the plan's own, and its buffers to what a run has beside the state; changes no
+// result.
+void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads);
 
-// Blocked buffers alive at once in the forward of one iteration, the inject included.
+// Blocked buffers alive at once in the forward of one iteration without an inject.
 int forward_buffer_count(const std::vector<Stage>& stages);
 
 }  // namespace rdk

@@ -20,9 +20,9 @@ aten = torch.ops.aten
 
 
 def stage_plan(problem: Problem, stage: int, mask: bool = False) -> Plan:
-    """The plan of one stage alone; `mask`: its input is a ReLU's output."""
+    """The plan of one stage alone, whose backward may add a skip's gradient; `mask`: its input is a ReLU's output."""
     spec = StageSpec(dilation=problem.stages[stage].dilation, relu=mask)
-    return plan_for(problem.shape, (spec,), problem.precision, problem.threads)
+    return plan_for(problem.shape, (spec,), problem.precision, problem.threads, state_grads=True)
 
 
 def workspace_bytes(problem: Problem) -> int:

@@ -42,16 +42,28 @@ class Plan(NamedTuple):
 
 def plan_of(problem: Problem) -> Plan:
     """The plan of a call's stages, with the threads that PyTorch had when the call was made."""
-    return plan_for(problem.shape, problem.stages, problem.precision, problem.threads)
+    return plan_for(
+        problem.shape, problem.stages, problem.precision, problem.threads, problem.inject, problem.return_states
+    )
 
 
 @lru_cache(maxsize=1024)
-def plan_for(shape: tuple[int, ...], specs: tuple[StageSpec, ...], precision: str, threads: int) -> Plan:
+def plan_for(
+    shape: tuple[int, ...],
+    specs: tuple[StageSpec, ...],
+    precision: str,
+    threads: int,
+    inject: bool = False,
+    state_grads: bool = False,
+) -> Plan:
+    """inject, state_grads: whether there is one, and, in the backward, whether gradients of the states come in."""
     stages: list[int] = []
     for spec in specs:
         stages += [spec.dilation, int(spec.relu), -1 if spec.skip is None else spec.skip]
     workers = max(1, min(threads, shape[0] * shape[2] * shape[3] // WORKER_PIXELS))
-    group, forward, backward, gradient, *filters = torch.ops.rdk.cpu_plan(shape, stages, precision, workers)
+    group, forward, backward, gradient, *filters = torch.ops.rdk.cpu_plan(
+        shape, stages, precision, workers, inject, state_grads
+    )
     return Plan(stages, workers, group, forward, backward, gradient, tuple(filters))
 
 

@@ -276,7 +276,7 @@ class Runs {
 
 bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision) {
   rdk::Plan plan = rdk::make_plan(s.channels, s.height, s.width, s.stages, precision, kernels.row_tiles);
-  rdk::fit_group(plan, s.images, s.workers);
+  rdk::fit_group(plan, s.images, s.workers, true, false);
   Data data = make_data(s, plan.geometry.blocks * rdk::kBlock);
   const Results<Doubles> expected = reference(s, data);
   bool right = true;
