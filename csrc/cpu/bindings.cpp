@@ -135,7 +135,8 @@ double cpu_fma_flops(int64_t steps) { return kernels().fma_flops(steps); }
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_use_isa(str wanted) -> str", &cpu_use_isa);
-  m.def("cpu_plan(int[] shape, int[] stages, str precision, int workers, bool inject, bool state_grads) -> int[]", &cpu_plan);
+  m.def("cpu_plan(int[] shape, int[] stages, str precision, int workers, bool inject, bool state_grads) -> int[]",
+        &cpu_plan);
   m.def("cpu_tile_points(int[] shape, int[] stages, str precision) -> int", &cpu_tile_points);
   m.def("cpu_clock() -> int[]", &cpu_clock);
   m.def("cpu_fma_flops(int steps) -> float", &cpu_fma_flops);
