@@ -342,11 +342,12 @@ def test_stages_of_different_kinds_share_one_call() -> None:
 
 
 # all that `sound` is for, and the call that says when it is not
-SOUND: list[tuple[rdk.RecurrentConv | rdk.RecurrentResidual, torch.Tensor]] = [
+SOUND: list[tuple[rdk.RecurrentConv | rdk.RecurrentResidual | rdk.RecurrentLinear, torch.Tensor]] = [
     (rdk.RecurrentResidual(4, 3), torch.randn(2, 4, 5, 6)),
     (rdk.RecurrentConv(8, 3, dilation=2, bias=False), torch.randn(2, 8, 5, 6, requires_grad=True)),
     (rdk.RecurrentResidual(6, 2, recall=True).requires_grad_(False), torch.randn(1, 6, 9, 7)),
     (rdk.RecurrentConv(4, 3).double(), torch.randn(2, 4, 50, 60).double()),
+    (rdk.RecurrentLinear(6, 3), torch.randn(2, 6)),
 ]
 
 
