@@ -131,17 +131,34 @@ def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> So
     """The most frequent call in a fraction of the time of all checks: tied stages without norms on the CPU, all tensors of one
     dtype, outside autocast and torch.compile; linear ones of a state (rows, F). None for every other call, also for one that is
     wrong: the checks of `prepare` have the sentence for it."""
-    if type(x) is not Tensor or not x.is_cpu or type(iterations) is not int or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not x.is_cpu or type(iterations) is not int or iterations < 0:
         return None
-    if iterations < 0 or type(start) is not int or start < 0 or torch.is_autocast_enabled("cpu"):
+    if type(start) is not int or start < 0 or torch.is_autocast_enabled("cpu"):
         return None
-    if type(stages) is KeptStages:
+    if type(stages) is KeptStages:  # no module hands these over while it is traced
         found = stages.found
         if found is None:
             found = stages.found = _arranged(stages)
     else:
-        found = _arranged(stages)
-    return found if found is not None and _fit(x, found) else None
+        found = None if torch.compiler.is_compiling() else _arranged(stages)
+    if found is None:
+        return None
+    shape, dtype = x.shape, x.dtype
+    if len(shape) == 4:
+        channels = shape[1]
+        weight_shape: tuple[int, ...] = (channels, channels, 3, 3)
+    elif len(shape) == 2:
+        channels = shape[1]
+        weight_shape = (channels, channels)
+    else:
+        return None
+    for weight in found.weights:
+        if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
+            return None
+    for bias in found.biases:
+        if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
+            return None
+    return found if dtype.is_floating_point else None
 
 
 def _arranged(stages: Sequence[Stage]) -> Sound | None:
@@ -170,23 +187,6 @@ def _arranged(stages: Sequence[Stage]) -> Sound | None:
     if biases and len(biases) != len(weights):
         return None
     return Sound(weights, biases, specs)
-
-
-def _fit(x: Tensor, found: Sound) -> bool:
-    """Whether x is a state for these weights and biases, all of one dtype on the CPU."""
-    shape, dtype = x.shape, x.dtype
-    dimensions = len(shape)
-    if dimensions != 4 and dimensions != 2:
-        return False
-    channels = shape[1]
-    weight_shape = (channels, channels, 3, 3) if dimensions == 4 else (channels, channels)
-    for weight in found.weights:
-        if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
-            return False
-    for bias in found.biases:
-        if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
-            return False
-    return dtype.is_floating_point
 
 
 def prepare_sound(x: Tensor, found: Sound, iterations: int) -> Prepared:

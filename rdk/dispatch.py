@@ -69,8 +69,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 def requested(backend: str = "auto") -> str:
     """The backend in force for a call that asks for `backend`: its own word, else use_backend's, else RDK_BACKEND's."""
+    if backend == "auto":
+        return _requested
     check_name(backend)
-    return _requested if backend == "auto" else backend
+    return backend
 
 
 def set_cpu_precision(precision: str) -> None:

@@ -29,7 +29,7 @@ class Keeper:
         if kept is None or len(parts) != len(kept[1]):
             return None
         try:
-            for part, (weight, bias) in zip(parts, kept[1], strict=True):
+            for part, (weight, bias) in zip(parts, kept[1], strict=False):  # of one length
                 own = part._parameters
                 if own["weight"] is not weight or own["bias"] is not bias or part._modules["norm"] is not None:
                     return None
