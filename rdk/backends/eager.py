@@ -33,7 +33,7 @@ def plain(
     `in_place`: a ReLU writes into the convolution's result, which needs no second map and, but for the smallest, less time.
     """
     state, states, count = x, [], len(stages)
-    tied, linear = len(weights) == count, x.dim() == 2
+    tied = len(weights) == count
     # a norm's hook may hold what the ReLU is given
     activate = torch.relu_ if in_place and not norms else torch.relu
     for iteration in range(iterations):
@@ -42,8 +42,7 @@ def plain(
         for number, (dilation, relu, skip, _) in enumerate(stages):
             index = number if tied else first + number
             entered.append(state)
-            weight, bias = weights[index], biases[index] if biases else None
-            z = F.linear(state, weight, bias) if linear else torch.conv2d(state, weight, bias, 1, dilation, dilation)
+            z = _product(state, weights[index], biases[index] if biases else None, dilation)
             if norms:
                 z = norms[first + number](z)
             if number == 0 and inject is not None:
