@@ -113,8 +113,8 @@ def prepare(
     )
 
 
-class Sound(NamedTuple):
-    """The lists of a call that the checks of `prepare` would pass."""
+class Arranged(NamedTuple):
+    """The lists of a call's stages, for those who take them apart no more."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -122,15 +122,15 @@ class Sound(NamedTuple):
 
 
 class KeptStages(tuple[Stage, ...]):
-    """Stages that a module hands over again (see kept.py), with what `sound` has found of them: no tensor's change alters that."""
+    """Stages that a module hands over again (see kept.py), with what `sound` has made of them: no tensor's change alters that."""
 
-    found: Sound | None = None
+    found: Arranged | None = None
 
 
-def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> Sound | None:
+def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> tuple[Arranged, int] | None:
     """The most frequent call in a fraction of the time of all checks: tied stages without norms on the CPU, all tensors of one
-    dtype, outside autocast and torch.compile; linear ones of a state (rows, F). None for every other call, also for one that is
-    wrong: the checks of `prepare` have the sentence for it."""
+    dtype, outside autocast and torch.compile; linear ones of a state (rows, F). Its lists, and the multiply-adds of an iteration;
+    None for every other call, also for one that is wrong: the checks of `prepare` have the sentence for it."""
     if type(x) is not Tensor or not x.is_cpu or type(iterations) is not int or iterations < 0:
         return None
     if type(start) is not int or start < 0 or torch.is_autocast_enabled("cpu"):
@@ -144,24 +144,22 @@ def sound(x: Tensor, stages: Sequence[Stage], iterations: int, start: int) -> So
     if found is None:
         return None
     shape, dtype = x.shape, x.dtype
-    if len(shape) == 4:
-        channels = shape[1]
-        weight_shape: tuple[int, ...] = (channels, channels, 3, 3)
-    elif len(shape) == 2:
-        channels = shape[1]
-        weight_shape = (channels, channels)
-    else:
+    dimensions = len(shape)
+    if not (dimensions == 4 or dimensions == 2) or not dtype.is_floating_point:
         return None
+    channels = shape[1]
+    weight_shape = (channels, channels, 3, 3) if dimensions == 4 else (channels, channels)
     for weight in found.weights:
         if weight.shape != weight_shape or weight.dtype != dtype or not weight.is_cpu:
             return None
     for bias in found.biases:
         if bias.shape != (channels,) or bias.dtype != dtype or not bias.is_cpu:
             return None
-    return found if dtype.is_floating_point else None
+    taps = 9 if dimensions == 4 else 1
+    return found, x.numel() * channels * taps * len(found.weights)
 
 
-def _arranged(stages: Sequence[Stage]) -> Sound | None:
+def _arranged(stages: Sequence[Stage]) -> Arranged | None:
     """The lists of tied stages without norms whose fields are what they should be, shapes, dtypes and devices aside."""
     if not isinstance(stages, (list, tuple)) or not stages:
         return None
@@ -186,10 +184,10 @@ def _arranged(stages: Sequence[Stage]) -> Sound | None:
             biases.append(bias)
     if biases and len(biases) != len(weights):
         return None
-    return Sound(weights, biases, specs)
+    return Arranged(weights, biases, specs)
 
 
-def prepare_sound(x: Tensor, found: Sound, iterations: int) -> Prepared:
+def prepare_sound(x: Tensor, found: Arranged, iterations: int) -> Prepared:
     """What `prepare` would give for a call with neither inject nor schedule, without its checks."""
     tensors = (x, *found.weights, *found.biases)
     return Prepared(

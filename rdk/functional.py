@@ -69,10 +69,11 @@ def recurrent(
     """
     call: Prepared | None = None
     if inject is None and return_states is False and memory_budget is None and checkpoint in ("auto", "none"):
-        found = arguments.sound(x, stages, iterations, start)
-        if found is not None:
+        sound = arguments.sound(x, stages, iterations, start)
+        if sound is not None:
+            found, products = sound
             weights, biases, specs = found
-            if _is_tiny(x, weights, iterations, len(specs)) and dispatch.requested(backend) == "auto":
+            if _is_tiny(products * iterations, iterations * len(specs)) and dispatch.requested(backend) == "auto":
                 # autograd takes longer over an operation in place than so small a map saves
                 in_place = not torch.is_grad_enabled()
                 return eager.plain(x, None, weights, biases, (), specs, iterations, False, in_place)
@@ -108,12 +109,10 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
     if traced:
         # sizes may be symbolic here: an "auto" is resolved inside the operator, where they are numbers
         return Route(request, request == "eager" and call.checkpoint == "none", {})
-    if (
-        request == "auto"
-        and call.checkpoint == "none"
-        and _is_tiny(call.x, call.weights, call.iterations, len(call.stages))
-    ):
-        return _plain_route("the call is too small to gain from it")
+    if request == "auto" and call.checkpoint == "none" and call.x.is_cpu:
+        convolutions = call.iterations * len(call.stages)
+        if _is_tiny(call.x.numel() * (call.weights[0].numel() // call.x.shape[1]) * convolutions, convolutions):
+            return _plain_route("the call is too small to gain from it")
     layout = "channels_last" if is_channels_last(call.x) else "contiguous"
     chosen, reasons = budget.choose(problem_of(call), request, call.checkpoint, call.amount, layout)
     return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
@@ -123,13 +122,9 @@ def _plain_route(reason: str) -> Route:
     return Route("eager", True, {name: reason for name in dispatch.NAMES if name != "eager"})
 
 
-def _is_tiny(x: Tensor, weights: Sequence[Tensor], iterations: int, stages: int) -> bool:
-    """Whether deciding and entering the operator would cost more on a CPU than it could save."""
-    if not x.is_cpu:
-        return False
-    convolutions = iterations * stages
-    limit = dispatch.TINY_SINGLE_PRODUCTS if convolutions == 1 else dispatch.TINY_PRODUCTS
-    return 0 < x.numel() * (weights[0].numel() // x.shape[1]) * convolutions < limit
+def _is_tiny(products: int, convolutions: int) -> bool:
+    """Whether deciding and entering the operator would cost more on a CPU than it could save, by a call's multiply-adds."""
+    return 0 < products < (dispatch.TINY_SINGLE_PRODUCTS if convolutions == 1 else dispatch.TINY_PRODUCTS)
 
 
 def problem_of(call: Prepared) -> Problem:

@@ -356,9 +356,9 @@ def test_a_sound_call_is_prepared_as_with_all_checks(module: Any, x: torch.Tenso
     stages = module.functional_stages()
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            found = arguments.sound(x, stages, 3, 0)
-            assert found is not None
-            quick = arguments.prepare_sound(x, found, 3)
+            sound = arguments.sound(x, stages, 3, 0)
+            assert sound is not None and sound[1] == x.numel() * sum(s.weight[0].numel() for s in stages)
+            quick = arguments.prepare_sound(x, sound[0], 3)
             checked = arguments.prepare(x, stages, 3, 0, None, False, "auto", None, "test")
         assert quick._replace(weights=[], biases=[]) == checked._replace(weights=[], biases=[])
         assert all(a is b for a, b in zip(quick.weights, checked.weights, strict=True))
