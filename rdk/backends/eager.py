@@ -61,7 +61,7 @@ def _product(state: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) 
     """conv3x3(state; weight) + bias for a 4-d weight (C, C, 3, 3), state @ weightᵀ + bias for a 2-d one."""
     if weight.dim() == 2:
         return F.linear(state, weight, bias)
-    return torch.conv2d(state, weight, bias, 1, dilation, dilation)
+    return F.conv2d(state, weight, bias, 1, dilation, dilation)
 
 
 class EagerBackend:
