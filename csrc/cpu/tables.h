@@ -30,8 +30,8 @@ constexpr int kDepth = 128;
 // fetched ahead, or each access waits for its own
 constexpr int kInputsAhead = 4;
 
-// bytes of transformed filters from which they are stored past the caches: most of so many are gone from the second-level
-// cache before the product reads them, and each line would be fetched from memory only to be overwritten
+// bytes of transformed filters from which they are stored past the caches: most of so many are gone from the
+// second-level cache before the product reads them, and each line would be fetched from memory only to be overwritten
 constexpr int64_t kStreamedFilters = int64_t{3} << 20;
 
 // norm: pixels whose moments are taken at once, while they are in the cache
