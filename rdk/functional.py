@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rdk import arguments, budget, checks, dispatch, norms, ops
 from rdk.arguments import Prepared, Stage
@@ -98,7 +99,7 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
     Raises BackendError where a named backend cannot run the call, ValueError for an unknown name and for a schedule where
     only plain PyTorch can run it.
     """
-    request, traced = dispatch.requested(backend), torch.compiler.is_compiling()
+    request, traced = dispatch.requested(backend), is_compiling()
     if not traced and call.iterations == 0:  # a traced call asks nothing of n: one graph for any
         return _NOTHING
     if call.x.numel() == 0:

@@ -26,16 +26,20 @@ class Keeper:
     def get(self, parts: Collection[nn.Module]) -> KeptStages | None:
         """The stages kept, where they are what would be made of `parts` again; else None."""
         kept = self.kept
-        if kept is None or len(parts) != len(kept[1]):
+        if kept is None:
+            return None
+        stages, sources = kept
+        if len(parts) != len(sources):
             return None
         try:
-            for part, (weight, bias) in zip(parts, kept[1], strict=False):  # of one length
+            for number, part in enumerate(parts):
+                weight, bias = sources[number]
                 own = part._parameters
                 if own["weight"] is not weight or own["bias"] is not bias or part._modules["norm"] is not None:
                     return None
         except KeyError:  # a weight that a hook or a parametrization computes is no parameter of this name
             return None
-        return kept[0]
+        return stages
 
     def keep(self, parts: Collection[nn.Module], stages: Sequence[Stage]) -> None:
         """Keeps the stages made of `parts`, where tied parameters are all that these hold."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from rdk import checks, dispatch, functional
 from rdk.arguments import Stage
@@ -107,7 +108,7 @@ class Recurrent(nn.Module):
     def functional_stages(self) -> Sequence[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
         parts: Any = self._modules["stages"]._modules.values()  # type: ignore[union-attr]
-        traced = torch.compiler.is_compiling()
+        traced = is_compiling()
         if not traced and (stages := self._kept.get(parts)) is not None:
             return stages
         found = self._stages_of(parts)
