@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,9 +69,10 @@ def _identity(case: Case) -> tuple[Any, ...]:
 
 
 def path_of(backend: str, device: torch.device) -> Path:
-    """rdk/measured/cpu_avx512.json, rdk/measured/triton_nvidia_h200.json."""
-    name = measured.device_name(device).removeprefix(f"{backend} ")
-    return FOLDER / f"{backend}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+    """rdk/measured/cpu_avx512_amd_epyc.json, rdk/measured/triton_nvidia_h200.json."""
+    name, hardware = measured.device_name(device), measured.hardware_name(device)
+    processor = "" if hardware == name else environment.short(hardware)
+    return FOLDER / f"{environment.file_stem(backend, name.removeprefix(f'{backend} '), processor)}.json"
 
 
 class Entry(NamedTuple):

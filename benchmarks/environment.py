@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 import rdk
-from rdk import env, info, measured
+from rdk import env, measured
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
@@ -77,7 +78,7 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
     return {
         "device": measured.device_name(device),
         "device_type": device.type,
-        "hardware": torch.cuda.get_device_name(device) if on_gpu else info.processor(),
+        "hardware": measured.hardware_name(device),
         "driver": _driver() if on_gpu else None,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -99,6 +100,16 @@ def _held_to() -> dict[str, str]:
     wanted = env.read("RDK_CPU_ISA")
     ours = {} if wanted == "auto" else {"RDK_CPU_ISA": wanted}
     return ours | {name: os.environ[name] for name in HOLDING if name in os.environ}
+
+
+def short(hardware: str) -> str:
+    """A processor's name as tables and files have it."""
+    return re.sub(r"\((R|TM)\)", "", hardware)
+
+
+def file_stem(*parts: str) -> str:
+    """The name of a file about all that: avx512, AMD EPYC becomes avx512_amd_epyc."""
+    return re.sub(r"[^a-z0-9]+", "_", " ".join(parts).lower()).strip("_")
 
 
 def make_way_for(path: Path) -> None:

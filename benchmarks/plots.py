@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks import floors, labels, records, summary
+from benchmarks import environment, floors, labels, records, summary
 from benchmarks.contenders import EAGER
 from benchmarks.labels import Label
 from benchmarks.problem import PRECISIONS
@@ -60,7 +59,7 @@ def draw_all(found: Sequence[Record], folder: Path) -> list[Path]:
                 figure = draw(found, setting)
                 if figure is None:
                     continue
-                stem = f"{name}_{re.sub(r'[^a-z0-9]+', '_', setting.name.lower())}"
+                stem = environment.file_stem(name, setting.name)
                 for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
                     figure.savefig(folder / f"{stem}{suffix}", dpi=150, bbox_inches="tight", metadata=metadata)
                 plt.close(figure)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.environment import ROOT
+from benchmarks import environment
 from benchmarks.measure import Outcome
 from benchmarks.workloads import Case
 
 FORMAT = 1
-FOLDER = ROOT / "benchmarks" / "results"
+FOLDER = environment.ROOT / "benchmarks" / "results"
 STATUSES = ("ok", "wrong", "failed", "out of memory", "left out")
 PASSES = ("forward", "training", "rollout")
 COMPARISONS = ("workloads", "curves", "shapes", "linear")
@@ -59,7 +58,7 @@ class Setting(NamedTuple):
     @property
     def name(self) -> str:
         """NVIDIA H200, bf16; cpu avx512 (AMD EPYC), fp32, 2 threads."""
-        processor = re.sub(r"\((R|TM)\)", "", self.processor)
+        processor = environment.short(self.processor)
         threads = f", {self.threads} threads" if self.threads and self.threads > 1 else ""
         return f"{self.device}{f' ({processor})' if processor else ''}, {self.precision}{threads}"
 
@@ -70,7 +69,7 @@ class RecordError(ValueError):
 
 def path_for(device_name: str, folder: Path = FOLDER) -> Path:
     """benchmarks/results/cpu_avx512.jsonl, benchmarks/results/nvidia_h200.jsonl."""
-    return folder / f"{re.sub(r'[^a-z0-9]+', '_', device_name.lower()).strip('_')}.jsonl"
+    return folder / f"{environment.file_stem(device_name)}.jsonl"
 
 
 def of_outcome(

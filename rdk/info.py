@@ -1,4 +1,4 @@
-"""`python -m rdk.info [--check]`: versions, devices, backends; --check runs each against float64; benchmarks take processor()."""
+"""`python -m rdk.info [--check]`: versions, devices, backends; --check runs each against float64."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def report() -> list[str]:
     """The lines to paste into an issue."""
     lines = [f"rdk {_version.VERSION}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [f"  {name} {_installed(name)}" for name in PACKAGES]
-    isa = torch.backends.cpu.get_cpu_capability()
-    lines += [f"devices\n  cpu: {processor()} ({isa}), {torch.get_num_threads()} threads"]
+    processor, isa = measured.hardware_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability()
+    lines += [f"devices\n  cpu: {processor} ({isa}), {torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(number)
@@ -63,9 +63,10 @@ def report() -> list[str]:
     for name, state in dispatch.backends().items():
         lines.append(f"  {name}: {'available' if state is True else 'not available: ' + str(state)}")
     lines.append("measurements shipped for dispatch")
-    lines += [
-        f"  {table['backend']} on {table['device']}: {len(table['records'])} problems" for table in measured.tables()
-    ]
+    for table in measured.tables():
+        hardware = table["measured_on"]["hardware"]
+        device = table["device"] if hardware == table["device"] else f"{table['device']} ({hardware})"
+        lines.append(f"  {table['backend']} on {device}: {len(table['records'])} problems")
     lines += [] if measured.tables() else ["  none"]
     lines.append("environment")
     lines += [f"  {name}={env.read(name)}  ({about.meaning})" for name, about in env.VARIABLES.items()]
@@ -77,15 +78,6 @@ def _installed(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "is not installed"
-
-
-def processor() -> str:
-    """The model's name, as Linux has it; elsewhere what Python knows of the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _build() -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,11 +217,40 @@ def test_a_table_of_one_instruction_set_does_not_speak_for_another(monkeypatch: 
         measured.device_name.cache_clear()
 
 
+def test_the_table_of_the_processor_at_hand_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors of one instruction set differ in where eager wins; one that nobody has measured is answered by all of them."""
+    p = problem(rdk.RecurrentConv(4, 3), X)
+    slow, quick = (
+        table(speedup) | {"measured_on": {"hardware": hardware}} for speedup, hardware in ((0.4, "A"), (2.0, "B"))
+    )
+    for tables in ([slow, quick], [quick, slow]):
+        monkeypatch.setattr(measured, "tables", lambda tables=tables: tables)
+        for hardware, expected in (
+            ("A", "(0.40 times)"),
+            ("B", "None"),
+            ("C", "and 1 as near) eager was faster (0.89"),
+        ):
+            monkeypatch.setattr(measured, "hardware_name", lambda device, hardware=hardware: hardware)
+            assert expected in str(measured.slower_than_eager("cpu", p)), hardware
+    monkeypatch.setattr(measured, "tables", lambda: [slow | {"device": "cpu of another kind"}, quick])
+    monkeypatch.setattr(measured, "hardware_name", lambda device: "A")  # its only table is of another instruction set
+    assert measured.slower_than_eager("cpu", p) is None
+
+
+def test_hardware_has_a_name_on_any_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = measured.hardware_name.__wrapped__
+    assert ask(torch.device("cpu")) == measured.hardware_name(torch.device("cpu")) != ""
+    assert ask(torch.device("meta")) == "meta"
+    monkeypatch.setattr(measured, "open", lambda *a, **kw: io.StringIO("processor : 0\n"), raising=False)  # as on Arm
+    assert ask(torch.device("cpu")) == (platform.processor() or platform.machine())
+
+
 def test_shipped_measurements_have_the_one_format() -> None:
     folder = Path(str(measured.__file__)).parent
     assert len(measured.tables()) == len(list(folder.glob("*.json")))
     for shipped in measured.tables():
         assert shipped["backend"] in dispatch.NAMES and shipped["measured_on"]["commit"]
+        assert shipped["measured_on"]["hardware"] and shipped["measured_on"]["finished"] is True
         for record in shipped["records"]:
             assert record["speedup"] > 0 and record["pass"] in ("forward", "training")
 

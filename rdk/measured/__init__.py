@@ -1,6 +1,6 @@
 """What was measured on which device: shipped JSON files that dispatch asks whether a backend beats eager on a problem.
 
-One file per backend and device, written by `python -m benchmarks dispatch` and never by hand:
+One file per backend, device and, for a CPU, processor, written by `python -m benchmarks dispatch` and never by hand:
 
     {"format": 1, "backend": "cpu", "device": "cpu avx512",
      "measured_on": {"hardware": "…", "driver": null, "threads": 1, "torch": "…", "commit": "…", "date": "…", …},
@@ -20,12 +20,14 @@ The nearest record decides.
     of it), of iterations and of stages, in which residual networks differ from single convolutions. Iterations beyond the most
     measured count as the most.
   - Of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` is not preferred.
-  - A table speaks for its device alone: a CPU without one for its instruction set runs eager.
+  - A table speaks for its device alone: a CPU without one for its instruction set runs eager. Of several of a device those of
+    the very hardware decide, by its name in measured_on; hardware that nobody has measured is answered by all of them.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 from functools import lru_cache
 from importlib import resources
 from math import exp, inf, log, log2
@@ -71,14 +73,30 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+@lru_cache(maxsize=None)
+def hardware_name(device: torch.device) -> str:
+    """What tells devices of one name apart: a processor's model, as Linux has it (elsewhere what Python knows of it); a GPU's
+    product name says all."""
+    if device.type != "cpu":
+        return device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def slower_than_eager(backend: str, problem: Problem, layout: str = "any") -> str | None:
     """The sentence why measurements do not show `backend` ahead of eager on the problem, called with a state in `layout`,
     "contiguous" or "channels_last"; "any" asks for eager in its faster one. None where they do."""
     name = device_name(problem.device)
-    table = next((t for t in tables() if t["backend"] == backend and t["device"] == name), None)
-    if table is None:
+    of_device = [table for table in tables() if table["backend"] == backend and table["device"] == name]
+    if not of_device:
         return f"nobody has measured it on {name!r}"
-    comparable = [record for record in table["records"] if _comparable(backend, record, problem)]
+    hardware = hardware_name(problem.device)
+    own = [table for table in of_device if table["measured_on"].get("hardware") == hardware]
+    records = [record for table in own or of_device for record in table["records"]]
+    comparable = [record for record in records if _comparable(backend, record, problem)]
     # more iterations than were measured cost the same each: they are no reason to take a problem for unknown
     iterations = min(problem.iterations, max((record["iterations"] for record in comparable), default=0))
     distances = [(_distance(record, problem, iterations), record) for record in comparable]
