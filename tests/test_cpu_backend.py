@@ -112,6 +112,10 @@ WEIGHT_LAYOUTS = LAYOUTS | {
     # taps side by side, but not outputs or inputs
     "part": lambda weight: torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 2), value=float("nan"))[:, :-2],
     "inputs first": lambda weight: weight.transpose(0, 1).contiguous().transpose(0, 1),
+    "outputs last": lambda weight: weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "part of channels last": lambda weight: channels_last(
+        torch.nn.functional.pad(weight, (0, 0, 0, 0, 1, 2), value=float("nan"))
+    )[:, 1:-2],
 }
 
 
