@@ -310,55 +310,86 @@ def _recurrent_bwd_fake(
     return grads
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, inject, weights, biases, norm_weights, norm_biases, *settings = inputs
-    out, kept, means, variances = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(kept, means, variances)
-    ctx.settings = settings[:-3]
-    ctx.nothing = tuple(_no_gradient(value) for value in settings)
-    ctx.lengths = [len(weights), len(biases), len(norm_weights), len(norm_biases)]
-    ctx.save_for_backward(x, inject, out, kept, means, variances, *weights, *biases, *norm_weights, *norm_biases)
+class RecurrentOperator(torch.autograd.Function):
+    """The operator under autograd, whose tensors are all arguments of their own: where some stand in lists, what
+    torch.library.register_autograd makes of them takes longer than the kernels on a small map."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        keys: Any,
+        lengths: list[int],
+        settings: tuple[Any, ...],
+        x: Tensor,
+        inject: Tensor | None,
+        *listed: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out, kept, means, variances = _below_autograd(keys, x, inject, *_lists(listed, lengths), *settings)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(kept, means, variances)
+        ctx.lengths, ctx.settings = lengths, settings[:-3]
+        ctx.save_for_backward(x, inject, out, kept, means, variances, *listed)
+        return out, kept, means, variances
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        x, inject, out, kept, means, variances, *listed = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[3:])
+        if grad_out is None:
+            return (None,) * (3 + len(needs))
+        if batched.is_batched(grad_out):
+            eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
+            asked = batched.backward(
+                grad_out, [x, inject, *listed], ctx.lengths, needs, means, variances, eps, iterations,
+                stages_of(stages), norm_training, return_states,
+            )  # fmt: skip
+        else:
+            offer_flops()
+            grads = torch.ops.rdk.recurrent_bwd(
+                grad_out, x, out, kept, means, variances, inject, *_lists(listed, ctx.lengths), *ctx.settings, needs
+            )
+            asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+        return (None, None, None, *asked)
 
 
-def _no_gradient(value: Any) -> list[None] | None:
-    """What autograd expects for an argument without a gradient: a list for a list of tensors (also an empty list)."""
-    if isinstance(value, (list, tuple)) and all(isinstance(entry, Tensor) for entry in value):
-        return [None] * len(value)
-    return None
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    x, inject, out, kept, means, variances, *lists = ctx.saved_tensors
-    parts = []
-    for length in ctx.lengths:
-        parts.append(lists[:length])
-        lists = lists[length:]
-    wants_x, wants_inject, *wants_lists = ctx.needs_input_grad[:6]
-    needs = [wants_x, wants_inject]
-    for wants, part in zip(wants_lists, parts, strict=True):
-        needs += list(wants) if isinstance(wants, (list, tuple)) else [bool(wants)] * len(part)
-    if grad_out is None:
-        return (None, None, *([None] * length for length in ctx.lengths), *ctx.nothing)
-    if batched.is_batched(grad_out):
-        eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
-        tensors = [x, inject, *(tensor for part in parts for tensor in part)]
-        asked = batched.backward(
-            grad_out, tensors, ctx.lengths, needs, means, variances, eps, iterations, stages_of(stages), norm_training,
-            return_states,
-        )  # fmt: skip
-    else:
-        offer_flops()
-        grads = torch.ops.rdk.recurrent_bwd(
-            grad_out, x, out, kept, means, variances, inject, *parts, *ctx.settings, needs
-        )
-        asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-    lists_of_grads = []
-    start = 2
-    for length in ctx.lengths:
-        lists_of_grads.append(asked[start : start + length])
+def _lists(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
+    """The operator's lists of tensors, of these lengths, from all of them in a row."""
+    parts, start = [], 0
+    for length in lengths:
+        parts.append(list(tensors[start : start + length]))
         start += length
-    return (asked[0], asked[1], *lists_of_grads, *ctx.nothing)
+    return parts
+
+
+def _below_autograd(keys: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator as PyTorch runs it once autograd has had its turn: traced, functionalised, or computed."""
+    with torch._C._AutoDispatchBelowAutograd():
+        operator = torch.ops.rdk.recurrent_fwd.default
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = operator.redispatch(
+            keys & torch._C._after_autograd_keyset, *arguments
+        )
+        return result
+
+
+def _recurrent_fwd_autograd(
+    keys: Any,
+    x: Tensor,
+    inject: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lists = (weights, biases, norm_weights, norm_biases)
+    if torch.is_grad_enabled():
+        tensors = [x, inject, *(tensor for part in lists for tensor in part)]
+        if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            result: tuple[Tensor, Tensor, Tensor, Tensor] = RecurrentOperator.apply(
+                keys, [len(part) for part in lists], settings, *tensors
+            )
+            return result
+    return _below_autograd(keys, x, inject, *lists, *settings)
 
 
 def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:
@@ -376,7 +407,7 @@ for _key in ("Batched", "FuncTorchBatched"):
     _library.impl("recurrent_bwd", _refuse_batch, _key)
 torch.library.register_fake("rdk::recurrent_fwd", _recurrent_fwd_fake, lib=_library)
 torch.library.register_fake("rdk::recurrent_bwd", _recurrent_bwd_fake, lib=_library)
-torch.library.register_autograd("rdk::recurrent_fwd", _backward, setup_context=_setup_context, lib=_library)
+_library.impl("recurrent_fwd", _recurrent_fwd_autograd, "Autograd", with_keyset=True)
 torch.library.register_autograd(
     "rdk::recurrent_bwd", _refuse_second_backward, setup_context=lambda ctx, inputs, output: None, lib=_library
 )
