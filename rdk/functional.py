@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rdk import arguments, budget, checks, dispatch, norms, ops
+from rdk import arguments, autograd, budget, checks, dispatch, norms, ops
 from rdk.arguments import Prepared, Stage
 from rdk.backends import eager
 from rdk.backends.base import Problem
@@ -165,8 +165,7 @@ def _operator(call: Prepared, backend: str) -> Tensor:
     x = dense(call.x)
     inject = None if call.inject is None else dense(call.inject)
     tensors = norms.gather(call.norms, x)
-    ops.offer_flops()
-    out, _, means, variances = ops.recurrent_fwd(
+    out, _, means, variances = autograd.recurrent_fwd(
         x,
         inject,
         call.weights,
@@ -189,4 +188,4 @@ def _operator(call: Prepared, backend: str) -> Tensor:
     )
     if tensors.training:
         norms.update_running_statistics(call.norms, means, variances, x.numel() // x.shape[1])
-    return cast(Tensor, out)
+    return out

@@ -1,4 +1,4 @@
-"""The two operators, one for all iterations and one for its backward, with fakes and autograd; called by functional."""
+"""The two operators, one for all iterations and one for its backward, with fakes; called by autograd."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rdk import batched, budget, checkpoint, dispatch, recompute
+from rdk import budget, checkpoint, dispatch, recompute
 from rdk.backends.base import Call, Needs, Problem, StageSpec
 from rdk.backends.layout import empty_maps, empty_outside, outside
 
-_library = torch.library.Library("rdk", "DEF")
+library = torch.library.Library("rdk", "DEF")
 _Operator = TypeVar("_Operator", bound=Callable[..., Any])
 
 # stages: four integers per stage (dilation, relu, skip or -1, norm)
@@ -24,20 +24,14 @@ _CALL = (
     "SymInt iterations, int[] stages, bool norm_training, bool return_states, "
     "str checkpoint, SymInt amount, str backend, str precision, int threads"
 )
-_library.define(
+library.define(
     f"recurrent_fwd(Tensor x, {_CALL}, Tensor[] norm_means, Tensor[] norm_variances, bool needs_grad) "
     "-> (Tensor out, Tensor kept, Tensor means, Tensor variances)"
 )
-_library.define(
+library.define(
     f"recurrent_bwd(Tensor grad_out, Tensor x, Tensor out, Tensor kept, Tensor means, Tensor variances, {_CALL}, "
     "bool[] needs) -> Tensor[]"
 )
-
-SECOND_BACKWARD = (
-    "rdk: the backward of a recurrent call cannot itself be differentiated (a gradient penalty or a second-order method "
-    'asks for that). Use backend="eager", checkpoint="none", which PyTorch\'s autograd differentiates any number of times.'
-)
-
 
 BATCHED_BACKWARD = (
     "rdk: a compiled rdk module takes one upstream gradient at a time, got a batch of them (is_grads_batched=True, or a vmap over "
@@ -104,14 +98,6 @@ def _statistics(x: Tensor, rows: int, means: Sequence[Tensor], variances: Sequen
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-def offer_flops() -> None:
-    """Tells a FlopCounterMode that is under way what the operators compute; to be called before each of them."""
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
-        from rdk import flops  # imports triton by way of torch.utils.flop_counter, which import rdk must not
-
-        flops.offer()
-
-
 def _untraced(operator: _Operator) -> _Operator:
     """Keeps Dynamo out of an operator's implementation, as torch.library.register_kernel does, but for an import of torch._dynamo
     at the first call.
@@ -148,7 +134,7 @@ def _in_own_dtype(operator: _Operator) -> _Operator:
 
 @_untraced
 @_in_own_dtype
-def _recurrent_fwd(
+def run_forward(
     x: Tensor,
     inject: Tensor | None,
     weights: list[Tensor],
@@ -188,7 +174,7 @@ def _recurrent_fwd(
     return out, kept, means, variances
 
 
-def _recurrent_fwd_fake(
+def _forward_fake(
     x: Tensor,
     inject: Tensor | None,
     weights: list[Tensor],
@@ -230,7 +216,7 @@ def _recurrent_fwd_fake(
 
 @_untraced
 @_in_own_dtype
-def _recurrent_bwd(
+def run_backward(
     grad_out: Tensor,
     x: Tensor,
     out: Tensor,
@@ -285,7 +271,7 @@ def _needs(flat: Sequence[bool], weights: int, biases: int, norms: int) -> Needs
     return Needs(flat[0], flat[1], *parts)
 
 
-def _recurrent_bwd_fake(
+def _backward_fake(
     grad_out: Tensor,
     x: Tensor,
     out: Tensor,
@@ -310,106 +296,14 @@ def _recurrent_bwd_fake(
     return grads
 
 
-class RecurrentOperator(torch.autograd.Function):
-    """The operator under autograd, whose tensors are all arguments of their own: where some stand in lists, what
-    torch.library.register_autograd makes of them takes longer than the kernels on a small map."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        keys: Any,
-        lengths: list[int],
-        settings: tuple[Any, ...],
-        x: Tensor,
-        inject: Tensor | None,
-        *listed: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out, kept, means, variances = _below_autograd(keys, x, inject, *_lists(listed, lengths), *settings)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(kept, means, variances)
-        ctx.lengths, ctx.settings = lengths, settings[:-3]
-        ctx.save_for_backward(x, inject, out, kept, means, variances, *listed)
-        return out, kept, means, variances
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        x, inject, out, kept, means, variances, *listed = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[3:])
-        if grad_out is None:
-            return (None,) * (3 + len(needs))
-        if batched.is_batched(grad_out):
-            eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
-            asked = batched.backward(
-                grad_out, [x, inject, *listed], ctx.lengths, needs, means, variances, eps, iterations,
-                stages_of(stages), norm_training, return_states,
-            )  # fmt: skip
-        else:
-            offer_flops()
-            grads = torch.ops.rdk.recurrent_bwd(
-                grad_out, x, out, kept, means, variances, inject, *_lists(listed, ctx.lengths), *ctx.settings, needs
-            )
-            asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-        return (None, None, None, *asked)
-
-
-def _lists(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
-    """The operator's lists of tensors, of these lengths, from all of them in a row."""
-    parts, start = [], 0
-    for length in lengths:
-        parts.append(list(tensors[start : start + length]))
-        start += length
-    return parts
-
-
-def _below_autograd(keys: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator as PyTorch runs it once autograd has had its turn: traced, functionalised, or computed."""
-    with torch._C._AutoDispatchBelowAutograd():
-        operator = torch.ops.rdk.recurrent_fwd.default
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = operator.redispatch(
-            keys & torch._C._after_autograd_keyset, *arguments
-        )
-        return result
-
-
-def _recurrent_fwd_autograd(
-    keys: Any,
-    x: Tensor,
-    inject: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    norm_weights: list[Tensor],
-    norm_biases: list[Tensor],
-    *settings: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    lists = (weights, biases, norm_weights, norm_biases)
-    if torch.is_grad_enabled():
-        tensors = [x, inject, *(tensor for part in lists for tensor in part)]
-        if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-            result: tuple[Tensor, Tensor, Tensor, Tensor] = RecurrentOperator.apply(
-                keys, [len(part) for part in lists], settings, *tensors
-            )
-            return result
-    return _below_autograd(keys, x, inject, *lists, *settings)
-
-
-def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(SECOND_BACKWARD)
-
-
 def _refuse_batch(*_: Any) -> Any:
     raise RuntimeError(BATCHED_BACKWARD)
 
 
 # on every device: the eager backend runs wherever PyTorch does
-_library.impl("recurrent_fwd", _recurrent_fwd, "CompositeExplicitAutograd")
-_library.impl("recurrent_bwd", _recurrent_bwd, "CompositeExplicitAutograd")
+library.impl("recurrent_fwd", run_forward, "CompositeExplicitAutograd")
+library.impl("recurrent_bwd", run_backward, "CompositeExplicitAutograd")
 for _key in ("Batched", "FuncTorchBatched"):
-    _library.impl("recurrent_bwd", _refuse_batch, _key)
-torch.library.register_fake("rdk::recurrent_fwd", _recurrent_fwd_fake, lib=_library)
-torch.library.register_fake("rdk::recurrent_bwd", _recurrent_bwd_fake, lib=_library)
-_library.impl("recurrent_fwd", _recurrent_fwd_autograd, "Autograd", with_keyset=True)
-torch.library.register_autograd(
-    "rdk::recurrent_bwd", _refuse_second_backward, setup_context=lambda ctx, inputs, output: None, lib=_library
-)
-
-recurrent_fwd = torch.ops.rdk.recurrent_fwd
+    library.impl("recurrent_bwd", _refuse_batch, _key)
+torch.library.register_fake("rdk::recurrent_fwd", _forward_fake, lib=library)
+torch.library.register_fake("rdk::recurrent_bwd", _backward_fake, lib=library)

@@ -205,7 +205,7 @@ def test_no_gradient_keeps_nothing() -> None:
     )  # fmt: skip
     assert not call.needs_grad
     given = (call.x, None, call.weights, call.biases, [], [], [], 3, ops.stage_numbers(call.stages))
-    _, kept, _, _ = ops.recurrent_fwd(*given, False, False, "none", 0, "eager", "exact", 1, [], [], False)
+    _, kept, _, _ = torch.ops.rdk.recurrent_fwd(*given, False, False, "none", 0, "eager", "exact", 1, [], [], False)
     assert kept.shape[0] == 0
 
 
