@@ -53,8 +53,9 @@ def backward(
             f"changed them, or rdk was replaced between the two. Run the forward again."
         )
     x_taken, out_taken = (_taken(backend, call.problem, maps) for maps in (x, out))
-    # a hook on saved tensors may have brought them back in another layout
-    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, channels_last(kept), needs)
+    if expected:  # a hook on saved tensors may have brought them back in another layout
+        kept = channels_last(kept)
+    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, kept, needs)
     grad = reversal.run(_taken(backend, call.problem, grad_out))
     return outside(grad, like=x), reversal.gradients.finish()
 

@@ -281,27 +281,32 @@ class RunGradients:
         return grad.new_zeros(()).expand(grad.shape) if out is None else out
 
     def _collect(self, iteration: int) -> None:
-        """Parameter gradients of the stages from their sums, which start again from zero."""
+        """Parameter gradients of the stages from their sums, which start again from zero where an iteration is still to come."""
         count = len(self.problem.stages)
-        index = self.call.parameter_index(iteration, 0)
-        gradients = [
-            torch.empty_like(weight) if need else weight.new_empty(0)
-            for weight, need in zip(
-                self.call.weights[index : index + count], self.needs.weights[index : index + count], strict=True
-            )
-        ]
-        if any(self.needs.weights[index : index + count]):
+        first = self.call.parameter_index(iteration, 0)
+        wanted = self.needs.weights[first : first + count]
+        if any(wanted):
+            weights = self.call.weights[first : first + count]
+            gradients = [
+                torch.empty_like(weight) if need else weight.new_empty(0)
+                for weight, need in zip(weights, wanted, strict=True)
+            ]
             torch.ops.rdk.cpu_weight_gradients(
                 self.weight_sums, gradients, self.problem.shape, self.plan.stages, self.problem.precision
             )
-            self.weight_sums.zero_()
-        totals = self.bias_sums.sum(0)[:, : self.problem.channels].float()
-        self.bias_sums.zero_()
-        for stage, gradient in enumerate(gradients):
-            if self.needs.weights[index + stage]:
-                self.weights[index + stage] = gradient
-            if self.call.biases and self.needs.biases[index + stage]:
-                self.biases[index + stage] = totals[stage].clone()
+            for stage, gradient in enumerate(gradients):
+                if wanted[stage]:
+                    self.weights[first + stage] = gradient
+            if iteration > 0:
+                self.weight_sums.zero_()
+        if self.call.biases and any(self.needs.biases[first : first + count]):
+            sums = self.bias_sums
+            totals = (sums[0] if len(sums) == 1 else sums.sum(0))[:, : self.problem.channels].float()
+            for stage in range(count):
+                if self.needs.biases[first + stage]:
+                    self.biases[first + stage] = totals[stage].clone()
+            if iteration > 0:
+                self.bias_sums.zero_()
 
     def finish(self) -> ParameterGradients:
         if self.problem.tied:
