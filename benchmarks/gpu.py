@@ -28,6 +28,8 @@ BUILD, TESTS, TABLES = 0.3, 0.25, 0.15
 TABLES_FROM = 15.0  # minutes: in fewer a table would hold too few problems to decide by
 CLOSING = 12.0
 GRACE = 5.0  # in which a dispatch run that is stopped writes its table
+# seconds that a task may take at least: the first ones choose cuDNN's algorithms and compile Triton's kernels for ten contenders
+PATIENCE = 150.0
 # how often a backend of ours, or another contender, may end or break the measuring process before it is left alone
 CRASHES = 2
 
@@ -81,7 +83,7 @@ def _attempt(
                 task = _without(task, name)
                 note = f"not tried: {_backend(name)} ended or broke the measuring process {CRASHES} times before"
                 left += failed(replace(task, contenders=(name,)), note)
-        patience, remaining = max(60.0, 4 * plan.estimate(task)), plan.remaining()
+        patience, remaining = max(PATIENCE, 4 * plan.estimate(task)), plan.remaining()
         if remaining <= 1:
             return None
         began = plan.clock()
@@ -94,7 +96,8 @@ def _attempt(
         culprit = trouble.contender
         if culprit is None or culprit in EAGER or culprit not in task.contenders:
             return left + failed(task, trouble.reason)
-        crashes[_backend(culprit)] += 1
+        if not trouble.late:  # else it was only the one under way
+            crashes[_backend(culprit)] += 1
         left += failed(replace(task, contenders=(culprit,)), trouble.reason)
         task = _without(task, culprit)
 

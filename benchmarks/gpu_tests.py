@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks import environment, libraries, records
+from benchmarks import environment, known_tests, libraries, records
 from benchmarks.environment import ROOT
 from benchmarks.records import Record
 
 # what the tests marked gpu need beside PyTorch
 PACKAGES = ("pytest", "hypothesis")
 NOT_RUN = "not run"
-# seconds without a word after which a test counts as hanging: the first use of a kernel compiles it
-QUIET = 45.0
+# seconds without a word after which a test counts as hanging; where Triton compiles up to 18 kernels first, many more
+QUIET, QUIET_WHILE_COMPILING = 30.0, 90.0
 LATE, UNREACHED = "under way when the time was over", "not reached in time"
 UNFINISHED = "unfinished"  # a status: the next run of the command goes on with the tests
 LEAST = 10.0  # seconds in which a process has not even collected the tests
@@ -78,9 +78,9 @@ def run(log: Path, seconds: float, about: dict[str, object], before: Mapping[str
 
 
 def files() -> list[str]:
-    """The files of tests that hold a test marked gpu, found by reading them; those of the cuda backend, which are most, last."""
+    """The files of tests that hold a test marked gpu, found by reading them; known_tests puts the tests in order."""
     mark = re.compile(r"pytest\.mark\.gpu\b")
-    found = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: ("cuda" in path.name, path.name))
+    found = sorted((ROOT / "tests").glob("test_*.py"))
     return [path.relative_to(ROOT).as_posix() for path in found if mark.search(path.read_text(encoding="utf-8"))]
 
 
@@ -104,7 +104,7 @@ def outcomes(where: list[str], log: Path, seconds: float, before: Mapping[str, s
         found |= kept
         if running is not None:
             late = end - time.monotonic() <= 0
-            found[running] = LATE if late else _ending(status)
+            found[running] = LATE if late else _ending(running, status)
         elif status not in (0, 1, 5) and not kept:
             found[" ".join(where)] = f"ended with pytest's status {status}"
         if not goes_on:
@@ -122,7 +122,12 @@ def _run(where: list[str], log: Path, seconds: float, known: Iterable[str]) -> i
         # one word: pytest would take a path that stands alone for one of the places by which it finds its root
         command += ["-p", "benchmarks.known_tests", f"--known={names.name}"]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # for the plugin
-        return libraries.logged(command, log, seconds, quiet=QUIET, COLUMNS="240", PYTHONPATH=path)
+        return libraries.logged(command, log, seconds, quiet=quiet, COLUMNS="240", PYTHONPATH=path)
+
+
+def quiet(words: str) -> float:
+    """The seconds without a word that the test which began with the last of these words may take."""
+    return QUIET if known_tests.is_compiled_before(words.rstrip().rpartition("\n")[2]) else QUIET_WHILE_COMPILING
 
 
 def read(text: str) -> tuple[dict[str, str], str | None]:
@@ -136,5 +141,5 @@ def read(text: str) -> tuple[dict[str, str], str | None]:
     return seen, running
 
 
-def _ending(status: int | None) -> str:
-    return f"hung for {QUIET:.0f} s" if status is None else f"ended its process with status {status}"
+def _ending(test: str, status: int | None) -> str:
+    return f"hung for {quiet(test):.0f} s" if status is None else f"ended its process with status {status}"

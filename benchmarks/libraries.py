@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ def build(folder: Path, log: Path, seconds: float) -> str | None:
     if not (ROOT / "csrc").is_dir():
         return "there is no folder csrc, so nothing was compiled"
     info = folder / "rdk" / "_build_info.json"
-    if info.is_file():
-        return _left_out(info)
+    if info.is_file() and not _left_out(info):  # one that failed is tried again
+        return None
     command = [
         sys.executable,
         "setup.py",
@@ -79,10 +79,15 @@ def _left_out(info: Path) -> str | None:
 
 
 def logged(
-    command: list[str], log: Path, seconds: float, grace: float = 0.0, quiet: float | None = None, **variables: str
+    command: list[str],
+    log: Path,
+    seconds: float,
+    grace: float = 0.0,
+    quiet: Callable[[str], float] | None = None,
+    **variables: str,
 ) -> int | None:
     """Runs a command in the repository, its words appended to log; its status, or None where it was stopped after `seconds`, or
-    after `quiet` seconds without a word.
+    after as many without a word as `quiet` says of the log's last words.
 
     It is stopped with everything that it started: a compiler that lives on would disturb what is timed next. With `grace` it is
     interrupted first, and may write what it has for so many seconds.
@@ -104,16 +109,25 @@ def logged(
             kill_group(process)
 
 
-def _status(process: subprocess.Popen[Any], log: Path, seconds: float, quiet: float | None) -> int | None:
-    end, words, silent_since = time.monotonic() + seconds, -1, time.monotonic()
+def _status(
+    process: subprocess.Popen[Any], log: Path, seconds: float, quiet: Callable[[str], float] | None
+) -> int | None:
+    end, words, silent_since, patience = time.monotonic() + seconds, -1, time.monotonic(), seconds
     while (now := time.monotonic()) < end:
         if (size := log.stat().st_size) != words:
             words, silent_since = size, now
-        if quiet is not None and now - silent_since >= quiet:
+            patience = quiet(_last_words(log, size)) if quiet is not None else seconds
+        if now - silent_since >= patience:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=min(end - now, seconds if quiet is None else 1.0))
     return None
+
+
+def _last_words(log: Path, size: int) -> str:
+    with log.open("rb") as file:
+        file.seek(max(size - 2000, 0))
+        return file.read().decode("utf-8", "replace")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,12 @@ from benchmarks.timing import Patience, Stopwatch, Timing
 
 BASELINE = "eager"
 FAILED = "failed "  # how `say` begins where a contender has failed
-BUSY = CHECKING, WARMING = "checking ", "warming up "  # and where one begins that may hang
+BUSY = CHECKING, WARMING, TIMING, WEIGHING = (
+    "checking ",
+    "warming up ",
+    "timing ",
+    "weighing ",
+)  # and where one begins that may hang
 DEFAULT = Patience()
 
 
@@ -95,12 +100,14 @@ def compare(
     release(problem.device)
     timings = _timed(problem, running, outcomes, patience, watch or timing.stopwatch(problem.device), say)
     for name, result in timings.items():
+        say(f"{WEIGHING}{name}")
         try:
             peak = _peak(running[name], problem.device) if memory else None
         except Exception as error:
             outcomes[name] = _failure(name, error, say)
         else:
             outcomes[name] = Outcome(name, "ok", result, errors[name], peak)
+    say("closing")
     running.clear()
     forget_compiled()
     release(problem.device)
@@ -176,9 +183,8 @@ def _timed(
                 running[name].run()
         except Exception as error:
             drop(name, error)
-    say(f"timing {len(running)} contenders in turns")
     calls = {name: partial(_run, running, name) for name in running}
-    return timing.interleave(calls, watch, patience, drop=drop)
+    return timing.interleave(calls, watch, patience, drop=drop, begin=lambda name: say(f"{TIMING}{name}"))
 
 
 def _run(running: dict[str, Prepared], name: str) -> None:

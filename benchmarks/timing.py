@@ -104,10 +104,12 @@ def interleave(
     patience: Patience = Patience(),
     clock: Callable[[], float] = time.perf_counter,
     drop: Callable[[str, Exception], None] | None = None,
+    begin: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Every contender (warm) once per round, in an order drawn anew for each round; the statistics of each over all rounds.
 
     One that raises has no statistics: `drop` is told, and the rounds go on without it. Without `drop` its error passes through.
+    `begin` is told whose turn comes.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order, generator = list(contenders), random.Random(0)
@@ -117,6 +119,7 @@ def interleave(
             break
         generator.shuffle(order)
         for name in list(order):
+            begin(name)
             try:
                 samples[name].append(watch(contenders[name]))
             except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from benchmarks.measure import BUSY, FAILED
 from benchmarks.suites import Executor, Task
 
 DONE, AT, BROKEN = "## done", "## at ", "## broken "
-# seconds without a word after which a contender of ours counts as hanging: its kernels compile in a few each
-QUIET = 40.0
+# seconds without a word after which a contender of ours counts as hanging; where Triton compiles up to 15 kernels first, many more
+QUIET, QUIET_WHILE_COMPILING = 40.0, 90.0
 
 
 class Trouble(NamedTuple):
@@ -73,6 +74,13 @@ def _device_is_broken(device: torch.device) -> bool:
         return True
 
 
+def quiet(busy: str | None) -> float:
+    """The seconds that may pass without a word from a process that is busy with this contender, if any."""
+    if busy is None or not busy.startswith("rdk "):
+        return math.inf  # torch.compile may take minutes; a task's own patience ends
+    return QUIET if busy.startswith("rdk cuda") else QUIET_WHILE_COMPILING
+
+
 class Worker:
     """A child process that carries tasks out; a task that crashes or hangs it costs that task only."""
 
@@ -109,8 +117,7 @@ class Worker:
             self.process.stdin.flush()
             while True:
                 left = max(end - time.monotonic(), 0.01)
-                patience = min(left, QUIET) if busy is not None and busy.startswith("rdk ") else left
-                answer = self.answers.get(timeout=patience)
+                answer = self.answers.get(timeout=min(left, quiet(busy)))
                 if answer is None:
                     break
                 if answer.startswith(DONE):
@@ -124,7 +131,7 @@ class Worker:
         except queue.Empty:
             self.stop()
             late = time.monotonic() >= end
-            waited = f"took longer than {seconds:.0f} s" if late else f"gave no sign of life for {QUIET:.0f} s"
+            waited = f"took longer than {seconds:.0f} s" if late else f"gave no sign of life for {quiet(busy):.0f} s"
             return Trouble(f"it {waited} and was stopped", busy, late)
         except OSError:
             pass

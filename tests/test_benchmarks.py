@@ -161,7 +161,11 @@ class FakeTime:
 def test_contenders_take_turns_in_changing_order() -> None:
     fake = FakeTime()
     contenders = {name: (lambda name=name: name) for name in ("1", "2", "4")}
-    found = timing.interleave(contenders, fake.watch, Patience(seconds=0.1, least=3, most=100), fake.clock)
+    begun: list[str] = []
+    found = timing.interleave(
+        contenders, fake.watch, Patience(seconds=0.1, least=3, most=100), fake.clock, begin=begun.append
+    )
+    assert begun == fake.order
     rounds = [fake.order[start : start + 3] for start in range(0, len(fake.order), 3)]
     assert all(sorted(order) == ["1", "2", "4"] for order in rounds)
     assert len({tuple(order) for order in rounds}) == 6

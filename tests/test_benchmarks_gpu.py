@@ -78,11 +78,11 @@ def test_tasks_run_in_order_of_value_while_they_fit(tmp_path: Path) -> None:
 
 def test_a_task_that_hangs_fails_and_one_that_the_deadline_cuts_off_is_left_for_the_next_run(tmp_path: Path) -> None:
     fake = FakeMeasurer(tmp_path / "r.jsonl", {"a": 1e6, "b": 45.0})
-    plan = Agenda([task("a", 10), task("b", 10)], [], 100.0, fake.clock)
+    plan = Agenda([task("a", 10), task("b", 10)], [], 190.0, fake.clock)
     carried_out(plan, fake)
-    assert fake.now <= 100.0 and fake.asked == [("a", 60.0), ("b", 40.0)]
+    assert fake.now <= 190.0 and fake.asked == [("a", 150.0), ("b", 40.0)]
     found = records.read(fake.path)
-    assert {r["status"] for r in found} == {"failed"} and "took longer than 60 s" in found[0]["note"]
+    assert {r["status"] for r in found} == {"failed"} and "took longer than 150 s" in found[0]["note"]
     assert [r["contender"] for r in found] == ["eager", "rdk eager"] and [t.part for t in plan.open] == ["b"]
     fake.now = 0.0
     again = Agenda([task("a", 10), task("b", 10)], {r["task"] for r in found}, 480.0, fake.clock)
@@ -105,6 +105,15 @@ def test_a_contender_that_crashes_is_left_alone_after_two_times(tmp_path: Path) 
     notes = [r["note"] for r in records.read(fake.path) if r["contender"] == "rdk eager"]
     assert notes[:2] == ["illegal address"] * 2 and "not tried" in notes[2] and len(notes) == 3
     assert [r["note"] for r in records.read(fake.path) if r["contender"] == "eager"] == ["a stand-in"] * 3
+
+
+def test_one_that_is_only_under_way_when_a_task_takes_too_long_is_not_blamed_for_later_ones(tmp_path: Path) -> None:
+    late = Trouble("it took longer than 150 s and was stopped", "rdk eager", late=True)
+    fake = FakeMeasurer(tmp_path / "r.jsonl", dict.fromkeys("abc", 1.0), dict.fromkeys("abc", late))
+    carried_out(Agenda([task(name, 10) for name in "abc"], [], 1000.0, fake.clock), fake)
+    assert fake.contenders == [("eager", "rdk eager"), ("eager",)] * 3
+    notes = [r["note"] for r in records.read(fake.path) if r["contender"] == "rdk eager"]
+    assert notes == [late.reason] * 3
 
 
 class Unlucky(FakeMeasurer):

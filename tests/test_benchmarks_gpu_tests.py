@@ -52,7 +52,7 @@ def test_a_test_that_hangs_or_breaks_the_context_leaves_the_others_their_results
 ) -> None:
     file = tmp_path / "test_unreliable.py"
     file.write_text(UNRELIABLE)
-    monkeypatch.setattr(gpu_tests, "QUIET", 6.0)
+    monkeypatch.setattr(gpu_tests, "QUIET_WHILE_COMPILING", 6.0)
     monkeypatch.setattr(libraries, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
     found = gpu_tests.run(tmp_path / "log", 300, ABOUT)
@@ -115,6 +115,39 @@ def test_an_unfinished_run_of_tests_is_gone_on_with(tmp_path: Path, monkeypatch:
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"test_two.py", "ran", "log"}
     assert gpu_tests.known([cut_short, found]) == (found["outcomes"], True)
     assert gpu_tests.known([{"suite": "tests", "status": gpu_tests.NOT_RUN}]) == ({}, False)
+
+
+def test_the_tests_that_tell_most_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "test_gpu.py"
+    names = [
+        "past_two_to_the_thirty_one[cuda]", "step[triton]", "step_under_a_cuda_graph[triton]", "step[cuda]",
+        "whole_numbers[triton]", "whole_numbers[cuda]",
+    ]  # fmt: skip
+    tests = {}
+    for name in names:
+        test, _, backend = name.rstrip("]").partition("[")
+        tests.setdefault(test, []).append(backend)
+    file.write_text(
+        "import pytest\npytestmark = pytest.mark.gpu\n"
+        + "".join(
+            f"@pytest.mark.parametrize('backend', {backends})\ndef test_{test}(backend): pass\n"
+            for test, backends in tests.items()
+        )
+    )
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "files", lambda: [file.name])
+    found = gpu_tests.run(tmp_path / "log", 60, ABOUT)
+    assert found["status"] == 0
+    ran = [name.removeprefix("test_gpu.py::test_") for name in found["outcomes"]]
+    assert ran[:2] == ["whole_numbers[cuda]", "step[cuda]"] and ran[-1] == "past_two_to_the_thirty_one[cuda]"
+    assert set(ran) == set(names)
+
+
+def test_a_test_that_triton_compiles_for_may_be_silent_for_longer() -> None:
+    compiled = gpu_tests.quiet("tests/test_gpu.py::test_a[cuda-1] PASSED\ntests/test_cuda_gpu.py::test_b[2] ")
+    assert compiled == gpu_tests.QUIET < gpu_tests.QUIET_WHILE_COMPILING
+    for words in ("", "tests/test_cuda_gpu.py::test_b PASSED\ntests/test_gpu.py::test_a_cuda_graph[triton-1] "):
+        assert gpu_tests.quiet(words) == gpu_tests.QUIET_WHILE_COMPILING
 
 
 def test_a_file_that_cannot_be_collected_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

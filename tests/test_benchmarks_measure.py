@@ -221,6 +221,8 @@ def test_a_contender_that_fails_while_it_is_timed_leaves_the_others_their_figure
         1
     ].note == "ZeroDivisionError: division by zero"
     assert found[0].timing and found[0].timing.samples == 2 and "failed rdk broken" in said
+    # who hangs was named before: the worker's other end listens
+    assert said[said.index("failed rdk broken") - 1] in ("timing rdk broken", "weighing rdk broken")
 
 
 def test_nothing_is_timed_beside_an_eager_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -109,7 +110,12 @@ def test_a_worker_that_dies_or_hangs_costs_one_task(tmp_path: Path) -> None:
     assert time.monotonic() - began < 20 and child.process is None
 
 
-@pytest.mark.parametrize("what", ["checking", "warming up"])
+def test_how_long_a_process_may_be_silent() -> None:
+    assert worker.quiet("rdk cuda graph") == worker.QUIET < worker.quiet("rdk triton") < worker.quiet("compile")
+    assert worker.quiet(None) == worker.quiet("eager") == math.inf
+
+
+@pytest.mark.parametrize("what", ["checking", "warming up", "timing", "weighing"])
 def test_a_contender_of_ours_that_gives_no_sign_of_life_is_not_waited_for(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +223,10 @@ def test_a_build_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(libraries, "logged", setup)
     assert libraries.build(tmp_path, tmp_path / "log", 1) == "_cuda is left out: there was no nvcc"
+    monkeypatch.setattr(libraries, "logged", lambda *a, **kw: 3)
+    assert "failed (status 3)" in str(libraries.build(tmp_path, tmp_path / "log", 1))  # what failed is tried again
+    (tmp_path / "rdk" / "_build_info.json").write_text('{"left_out": {"_cpu": "nobody asked for it"}}')
     monkeypatch.setattr(libraries, "logged", lambda *a, **kw: pytest.fail("it was built again"))
-    assert libraries.build(tmp_path, tmp_path / "log", 1) == "_cuda is left out: there was no nvcc"
+    assert libraries.build(tmp_path, tmp_path / "log", 1) is None
     monkeypatch.setattr(libraries, "logged", lambda *a, **kw: None)
     assert "took longer than 9 s" in str(libraries.build(tmp_path / "other", tmp_path / "log", 9))
