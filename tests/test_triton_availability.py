@@ -43,8 +43,8 @@ def test_refusals_name_what_does_not_fit() -> None:
         assert BACKEND.supports(problem()) is None
         assert "pixels" in str(BACKEND.supports(problem(shape=(2**20, 4, 64, 64))))
         halfway = (2**18, 4, 64, 64)  # a weight gradient's last chunk may count twice as far
-        assert BACKEND.supports(problem(shape=halfway)) is None
-        assert "pixels" in str(BACKEND.supports(problem(shape=halfway, needs_grad=True)))
+        assert BACKEND.supports(problem(shape=halfway, needs_grad=False)) is None
+        assert "pixels" in str(BACKEND.supports(problem(shape=halfway)))
         assert "weight" in str(BACKEND.supports(problem(shape=(1, 20_000, 4, 4))))
         assert "row" in str(BACKEND.supports(problem(shape=(1, 4096, 1, 2**20))))
         # passing 2**31 elements is no reason to refuse
