@@ -20,7 +20,7 @@ PRECISIONS = ("fast", "accurate", "exact")
 # multiply-adds below which a call on the CPU runs as plain PyTorch: deciding alone would take as long; and those of one convolution
 # alone, which repays no transform of its weight by a second use
 TINY_PRODUCTS = 1 << 20
-TINY_SINGLE_PRODUCTS = 1 << 24
+TINY_SINGLE_PRODUCTS = 1 << 23
 
 
 class Decision(NamedTuple):
