@@ -10,7 +10,7 @@ from cpu_cases import needs_cpu_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rdk
-from rdk import autograd
+from rdk import autograd, ops
 from rdk.testing import step
 
 FORWARD, BACKWARD = "rdk::recurrent_fwd", "rdk::recurrent_bwd"
@@ -128,3 +128,32 @@ def test_a_second_backward_is_refused() -> None:
     assert grad.requires_grad
     with pytest.raises(RuntimeError, match="cannot itself be differentiated"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=needs_cpu_backend)])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("return_states", [False, True])
+def test_gradients_become_grad_without_a_copy_and_are_nobody_elses_memory(
+    backend: str, tied: bool, norm: str | None, return_states: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of every weight's gradient took a quarter of a step on one image; without it two that share memory would show."""
+    made: list[int] = []
+    run = ops.run_backward
+
+    def note(*arguments: Any) -> list[torch.Tensor]:
+        gradients = run(*arguments)
+        made.extend(gradient.data_ptr() for gradient in gradients if gradient.numel())
+        return gradients
+
+    monkeypatch.setattr(ops, "run_backward", note)
+    module = rdk.RecurrentResidual(6, 2, tied=tied, norm=norm, bias=True, checkpoint=1, backend=backend)
+    x, inject = (torch.randn(2, 6, 5, 4, requires_grad=True) for _ in range(2))
+    y = module(x, inject=inject, return_states=return_states)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    grads = [tensor.grad for tensor in (x, inject, *module.parameters())]
+    assert [grad.data_ptr() for grad in grads if grad is not None] and len(made) == len(grads)
+    assert {grad.data_ptr() for grad in grads if grad is not None} == set(made)
+    memory = [tensor.untyped_storage().data_ptr() for tensor in (x, inject, y, upstream, *grads) if tensor is not None]
+    assert len(set(memory)) == len(memory)
