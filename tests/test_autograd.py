@@ -137,7 +137,7 @@ def test_a_second_backward_is_refused() -> None:
 def test_gradients_become_grad_without_a_copy_and_are_nobody_elses_memory(
     backend: str, tied: bool, norm: str | None, return_states: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy of every weight's gradient took a quarter of a step on one image; without it two that share memory would show."""
+    """Autograd takes a gradient as it is where nobody else holds the tensor, so two that share memory would change together."""
     made: list[int] = []
     run = ops.run_backward
 
