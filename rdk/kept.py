@@ -3,14 +3,33 @@ Called by modules."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from rdk.arguments import KeptStages, Stage
 
-Source = tuple[Tensor, Tensor | None]  # a stage's weight and bias
+Entries = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """A part of a module's stages, its own dictionaries (an attribute of a module takes long to find), and what they held."""
+
+    part: nn.Module
+    parameters: Entries
+    modules: Entries
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Kept(NamedTuple):
+    """The stages, and what they were made of."""
+
+    stages: KeptStages
+    container: nn.Module
+    parts: Entries  # of the container
+    sources: list[Source]
 
 
 class Keeper:
@@ -18,38 +37,44 @@ class Keeper:
 
     def __init__(self) -> None:
         # one tuple, so that a thread never sees the stages of another's sources
-        self.kept: tuple[KeptStages, list[Source]] | None = None
+        self.kept: Kept | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Keeper, ()
 
-    def get(self, parts: Collection[nn.Module]) -> KeptStages | None:
-        """The stages kept, where they are what would be made of `parts` again; else None."""
+    def get(self, container: nn.Module) -> KeptStages | None:
+        """The stages kept, where they are what would be made of the container's parts again; else None."""
         kept = self.kept
         if kept is None:
             return None
-        stages, sources = kept
-        if len(parts) != len(sources):
+        stages, known, parts, sources = kept
+        if container is not known or len(parts) != len(sources):
             return None
         try:
-            for number, part in enumerate(parts):
-                weight, bias = sources[number]
-                own = part._parameters
-                if own["weight"] is not weight or own["bias"] is not bias or part._modules["norm"] is not None:
+            for number, part in enumerate(parts.values()):
+                source, parameters, modules, weight, bias = sources[number]
+                if (
+                    part is not source
+                    or parameters["weight"] is not weight
+                    or parameters["bias"] is not bias
+                    or modules["norm"] is not None
+                ):
                     return None
         except KeyError:  # a weight that a hook or a parametrization computes is no parameter of this name
             return None
         return stages
 
-    def keep(self, parts: Collection[nn.Module], stages: Sequence[Stage]) -> None:
-        """Keeps the stages made of `parts`, where tied parameters are all that these hold."""
+    def keep(self, container: nn.Module, stages: Sequence[Stage]) -> None:
+        """Keeps the stages made of the container's parts, where tied parameters are all that these hold."""
         self.kept = None
+        parts: Entries = container._modules
         sources: list[Source] = []
-        for part in parts:
-            weight, bias = part._parameters.get("weight"), part._parameters.get("bias")
-            if type(weight) is not nn.Parameter or part._modules["norm"] is not None:
+        for part in parts.values():
+            parameters, modules = part._parameters, part._modules
+            weight, bias = parameters.get("weight"), parameters.get("bias")
+            if type(weight) is not nn.Parameter or modules["norm"] is not None:
                 return
             if bias is None and part.bias is not None:
                 return
-            sources.append((weight, bias))
-        self.kept = KeptStages(stages), sources
+            sources.append(Source(part, parameters, modules, weight, bias))
+        self.kept = Kept(KeptStages(stages), container, parts, sources)

@@ -107,13 +107,13 @@ class Recurrent(nn.Module):
 
     def functional_stages(self) -> Sequence[Stage]:
         """The stages with their tensors, as rdk.functional.recurrent takes them."""
-        parts: Any = self._modules["stages"]._modules.values()  # type: ignore[union-attr]
+        container: Any = self._modules["stages"]
         traced = is_compiling()
-        if not traced and (stages := self._kept.get(parts)) is not None:
+        if not traced and (stages := self._kept.get(container)) is not None:
             return stages
-        found = self._stages_of(parts)
+        found = self._stages_of(container._modules.values())
         if not traced:
-            self._kept.keep(parts, found)
+            self._kept.keep(container, found)
         return found
 
     def stages_to_look_at(self) -> Sequence[Stage]:
