@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
 # variables that hold PyTorch and oneDNN to less than the processor can do
 HOLDING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+OURS = ("RDK_CPU_ISA", "RDK_CPU_KEPT_MIB")  # and rdk
 
 
 @lru_cache(maxsize=None)
@@ -97,8 +98,7 @@ def describe(device: torch.device, given_commit: str | None = None) -> dict[str,
 
 def _held_to() -> dict[str, str]:
     """The variables that hold rdk, PyTorch or oneDNN to less than the processor can do, and their words."""
-    wanted = env.read("RDK_CPU_ISA")
-    ours = {} if wanted == "auto" else {"RDK_CPU_ISA": wanted}
+    ours = {name: env.read(name) for name in OURS if env.read(name) != env.VARIABLES[name].default}
     return ours | {name: os.environ[name] for name in HOLDING if name in os.environ}
 
 

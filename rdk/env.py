@@ -28,6 +28,11 @@ VARIABLES: dict[str, Variable] = {
         ("auto", "avx512", "avx2", "none"),
         "instruction set of the cpu backend; a set that this machine lacks makes the backend unavailable",
     ),
+    "RDK_CPU_KEPT_MIB": Variable(
+        "256",
+        (),
+        "MiB of working memory that the cpu backend keeps from call to call at most; 0 keeps none",
+    ),
     "RDK_LIBRARY_FOLDER": Variable(
         "auto",
         (),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rdk import dispatch
 
 # unit roundoff of each dtype
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -74,9 +77,13 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's CPU allocator held at once during run(), beyond what it held before."""
+    """Most bytes that PyTorch's CPU allocator held at once during run(), beyond what it held before; nothing that the cpu backend
+    keeps from earlier calls helps it, and nothing is kept for later ones."""
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with (
+        _nothing_kept(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
@@ -84,3 +91,15 @@ def peak_bytes(run: Callable[[], object]) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+    if dispatch.unavailable("cpu") is not None:
+        yield
+        return
+    limit = torch.ops.rdk.cpu_keep_scratch(0)
+    try:
+        yield
+    finally:
+        torch.ops.rdk.cpu_keep_scratch(limit)

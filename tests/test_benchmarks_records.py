@@ -75,7 +75,7 @@ def test_a_run_after_another_is_of_the_same_commit(tmp_path: Path, monkeypatch: 
 
 
 def test_a_record_names_what_holds_a_processor_to_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RDK_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+    for name in ("RDK_CPU_ISA", "RDK_CPU_KEPT_MIB", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     assert environment.describe(torch.device("cpu"))["held_to"] == {}
     monkeypatch.setenv("RDK_CPU_ISA", "avx2")

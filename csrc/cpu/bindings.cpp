@@ -84,7 +84,6 @@ Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t worke
                     bool together) {
   TORCH_CHECK(workspace.numel() >= workers * worker_floats + kBlock, "rdk: the workspace holds ", workspace.numel(),
               " floats, expected ", workers * worker_floats + kBlock, " for a group of ", plan.group, " images.");
-  huge_pages(workspace);
   // whole cache lines
   auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr<float>());
   auto* aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);

@@ -1,5 +1,6 @@
 // What the binding files share: the instruction set in force, plans from operator arguments, views of tensors,
-// threads. Included by bindings.cpp, bindings_filters.cpp, bindings_norm.cpp and bindings_runs.cpp.
+// threads. Included by bindings.cpp, bindings_filters.cpp, bindings_norm.cpp, bindings_runs.cpp and
+// bindings_scratch.cpp.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -27,6 +28,9 @@ void parallel(int tasks, void (*body)(void* context, int task), void* context);
 // Asks the system for large pages under a tensor's memory: the points of a tile lie on as many pages as there are
 // points.
 void huge_pages(const at::Tensor& tensor);
+
+// Uninitialised float32 values for as long as one call works in them; see bindings_scratch.cpp.
+at::Tensor scratch(int64_t floats);
 
 // The workers of one call; `workspace` must hold workers x worker_floats.
 Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t worker_floats, int buffers,

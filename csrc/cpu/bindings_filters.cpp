@@ -45,8 +45,7 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
   std::vector<int64_t> offsets{0};
   for (size_t i = 0; i < weights.size(); ++i)
     offsets.push_back(offsets.back() + plan.stage_plans[i % count].filter_floats);
-  at::Tensor result = at::empty({offsets.back()}, at::kFloat);
-  huge_pages(result);
+  at::Tensor result = scratch(offsets.back());
   float* data = result.data_ptr<float>();
   const bool streamed = static_cast<int64_t>(result.nbytes()) >= kStreamedFilters;
   auto transform = [&](int task) {
@@ -62,11 +61,9 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
   return result;
 }
 
-// Where weight gradients are summed at the points, before the first: (copies, floats) of zeros on large pages.
+// Where weight gradients are summed at the points, before the first: (copies, floats) of zeros.
 at::Tensor cpu_zero_sums(int64_t copies, int64_t floats) {
-  at::Tensor result = at::empty({copies, floats}, at::kFloat);
-  huge_pages(result);
-  return result.zero_();
+  return scratch(copies * floats).zero_().view({copies, floats});
 }
 
 // Weight gradients from their sums at the points, sums: (copies, floats); an empty gradient is not wanted.

@@ -34,6 +34,9 @@ constexpr int kInputsAhead = 4;
 // second-level cache before the product reads them, and each line would be fetched from memory only to be overwritten
 constexpr int64_t kStreamedFilters = int64_t{3} << 20;
 
+// bytes from which a call's scratch memory is kept for the next: less of it the C library keeps anyway
+constexpr int64_t kLeastKept = int64_t{1} << 20;
+
 // norm: pixels whose moments are taken at once, while they are in the cache
 constexpr int64_t kMomentPixels = 64;
 

@@ -70,7 +70,19 @@ def _unavailable() -> str | None:
         return "RDK_CPU_ISA=none"
     if not torch.ops.rdk.cpu_use_isa(wanted):
         return f"this processor lacks {'AVX2' if wanted in ('auto', 'avx2') else 'AVX-512'}"
+    torch.ops.rdk.cpu_keep_scratch(_kept_bytes())
     return None
+
+
+def _kept_bytes() -> int:
+    """Working memory that is kept from call to call at most."""
+    value = env.read("RDK_CPU_KEPT_MIB")
+    if not value.isdecimal():
+        raise ValueError(
+            f"rdk: the environment variable RDK_CPU_KEPT_MIB is {value!r}; expected a whole number of MiB, 0 or more. "
+            f"Unset it or set one."
+        )
+    return int(value) << 20
 
 
 BACKEND = CpuBackend()

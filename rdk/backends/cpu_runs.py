@@ -101,7 +101,8 @@ def _products(problem: Problem, plan: Plan, iterations: int) -> int:
 
 def workspace(plan: Plan, worker_floats: int) -> Tensor:
     """What the workers of one run write into; 16 floats more, so that it can start on a cache line."""
-    return torch.empty(plan.workers * worker_floats + 16, dtype=torch.float32, device="cpu")
+    space: Tensor = torch.ops.rdk.cpu_scratch(plan.workers * worker_floats + 16)
+    return space
 
 
 def filters_of(call: Call, plan: Plan, first: int, last: int, transposed: bool) -> Tensor:
