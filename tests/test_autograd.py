@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_cases import needs_cpu_backend
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rdk
@@ -96,6 +97,21 @@ def test_a_mode_hears_both_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     with Log() as log:
         y.sum().backward()
     assert BACKWARD in log.heard and FORWARD not in log.heard
+
+
+def test_a_mode_of_functions_hears_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            heard.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    module, x = rdk.RecurrentConv(6, 3, checkpoint=1, backend="eager"), torch.randn(2, 6, 7, 5)
+    taken = ways_taken(monkeypatch)
+    with Functions():
+        module(x)
+    assert taken == [False] and any("recurrent_fwd" in name for name in heard)
 
 
 def test_a_profiler_shows_both_operators() -> None:
