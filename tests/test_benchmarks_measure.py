@@ -258,8 +258,9 @@ def test_bounds_follow_eager_rounding_and_the_policy_of_the_cpu_backend() -> Non
     assert check.bounds(FP32, 10, eager, own, "accurate").output == pytest.approx(4 * 9e-7)
     assert check.bounds(FP32, 10, eager, own, "exact").output == pytest.approx(1.5 * 9e-7)
     assert check.bounds(PRECISIONS["bf16"], 10, [Errors(1e-3)], own).output == pytest.approx(2.0**-6)
-    flips = {count: check.bounds(FP32, count, eager, own).gradient for count in (1, 100, 900)}
-    assert flips == pytest.approx({1: 16e-3, 100: 16e-3, 900: 48e-3})
+    flips = {count: check.bounds(FP32, count, eager, own) for count in (1, 100, 900)}
+    assert {count: b.gradient for count, b in flips.items()} == pytest.approx({1: 16e-3, 100: 16e-3, 900: 48e-3})
+    assert {count: b.scale for count, b in flips.items()} == pytest.approx({1: 6.4e-3, 100: 6.4e-3, 900: 48e-3})
     assert check.bounds(FP32, 10, eager, Errors(math.nan)).broken_by(Errors(math.nan), "float64") is not None
 
 
