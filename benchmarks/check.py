@@ -13,8 +13,7 @@ from rdk import testing
 # where eager itself is further from float64 than this, the problem is no fair one and nothing is timed
 EAGER_LIMIT = {"fp32": 1e-4, "tf32": 5e-2, "fp16": 5e-2, "bf16": 2e-1}
 # eager's gradients were seen up to 7·√e away from float64 (16 cases, fp32, CPU). The flips of all convolutions add up, each by its
-# own chance: over 1,000 convolutions eager's were 19·√e away, and the cpu backend's 23·√e, by 33 flips of a sign (without them,
-# under equal masks, 4e-5)
+# own chance: over 1,000 convolutions eager's were 19·√e away, and the cpu backend's 23·√e
 FLIPS, FLIPS_UP_TO = 16.0, 100
 # in 16 bits and TF32 so many sums flip that eager's own gradients tell how much: over three draws of one problem their errors
 # differed up to 2.1-fold, and the least of them was 0.3·√e (7 problems, bf16, CPU). No GPU was asked for TF32 and fp16: tensor
@@ -24,7 +23,7 @@ LIKE_EAGER, LEAST_FLIPS = 2.5, 0.5
 # float64 as eager's on the CPU, which adds them in several sums (64 to 512 channels; tests/test_benchmarks_gate.py)
 SEQUENTIAL = 5.0
 # what flips do to a gradient is hardly along it: up to 0.37 of an error was, in those problems. Where one convolution is applied
-# hundreds of times gradients turn into its strongest direction, and flips change their length: 0.99 of the error was along them
+# hundreds of times gradients turn into its strongest direction, and flips change their length: nearly all of an error was
 ALONG = 0.4
 
 

@@ -20,12 +20,8 @@ from benchmarks.timing import Patience, Stopwatch, Timing
 
 BASELINE = "eager"
 FAILED = "failed "  # how `say` begins where a contender has failed
-BUSY = CHECKING, WARMING, TIMING, WEIGHING = (
-    "checking ",
-    "warming up ",
-    "timing ",
-    "weighing ",
-)  # and where one begins that may hang
+# and where one begins that may hang
+BUSY = CHECKING, WARMING, TIMING, WEIGHING = "checking ", "warming up ", "timing ", "weighing "
 DEFAULT = Patience()
 
 
