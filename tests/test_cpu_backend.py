@@ -104,7 +104,7 @@ def test_tiles_cover_a_map_with_the_fewest_products(size: int, points: int) -> N
     assert fewest == points
     assert torch.ops.rdk.cpu_tile_points([1, 16, size, 4], [1, 1, -1], "fast") == 6 * points
     # both sizes read one transformed filter
-    floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1, False, False)[4]
+    floats = torch.ops.rdk.cpu_plan([1, 16, size, size], [1, 1, -1], "fast", 1, False, False)[-1]
     assert floats in (25 * 16 * 16, 36 * 16 * 16)
 
 

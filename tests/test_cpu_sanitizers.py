@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = ["kernels_avx512", "kernels_avx2", "isa", "plan", "convolve", "forward", "backward"]
+SOURCES = ["kernels_avx512", "kernels_avx2", "isa", "bands", "plan", "convolve", "parameter_sums"]
+SOURCES += ["forward", "forward_bands", "backward", "backward_bands"]
 FOLDER = Path(__file__).parent.parent / "csrc" / "cpu"
 
 

@@ -1,10 +1,11 @@
 // The backward of one group: the gradient stays in blocked buffers; weight gradients are summed at the Winograd
-// points. Called by bindings_runs.cpp and tests/check_runs.cpp.
+// points. Maps too large for that are left to backward_bands.cpp. Called by bindings_runs.cpp and tests/check_runs.cpp.
 #include "backward.h"
 
 #include <algorithm>
 
 #include "buffer_pool.h"
+#include "parameter_sums.h"
 
 namespace rdk {
 namespace {
@@ -34,17 +35,15 @@ class GroupBackward {
  private:
   // From the gradient of a stage's sum to that of the sum before it.
   void reverse(int iteration, int s) {
-    const Stage& stage = run_.plan.stages[s];
-    const bool first_of_call = run_.from_start && iteration == 0 && s == 0;
-    const bool wants_input = !first_of_call || run_.wants_input;
-    const bool masked = s > 0 ? run_.plan.stages[s - 1].relu : !first_of_call && run_.plan.stages[stages_ - 1].relu;
+    const Reversal wants = reversal_of(run_, iteration, s);
     if (s == 0 && run_.inject_sum.data) add_inject();
-    if (run_.wants_bias[s]) add_bias(s);
-    if (run_.wants_weight[s] || (masked && wants_input))
-      load_group(group_, run_.inputs[iteration * stages_ + s], input_);
-    if (run_.wants_weight[s]) add_weight(s);
-    if (!wants_input) return;
+    if (run_.wants_bias[s]) add_bias_sums(group_, grad_, bias_sums_of(run_, copy_, s));
+    if (wants.reads_input) load_group(group_, run_.inputs[iteration * stages_ + s], input_);
+    if (run_.wants_weight[s])
+      add_weight_sums(group_, run_.plan.stage_plans[s], input_, grad_, weight_sums_of(run_, copy_, s));
+    if (!wants.input) return;
 
+    const Stage& stage = run_.plan.stages[s];
     Epilogue epilogue{};
     int addends = 0;
     if (stage.skip == s) epilogue.addends[addends++] = grad_;
@@ -55,7 +54,7 @@ class GroupBackward {
       load_group(group_, run_.state_grads[iteration], state_grad);
       epilogue.addends[addends++] = state_grad;
     }
-    if (masked) epilogue.mask = input_;
+    if (wants.masked) epilogue.mask = input_;
     float* next = pool_.take();
     convolve(group_, run_.plan.stage_plans[s], run_.filters[iteration * stages_ + s], grad_, next, epilogue);
     if (state_grad) pool_.give(state_grad);
@@ -92,56 +91,6 @@ class GroupBackward {
     add(inject_, grad_);
   }
 
-  void add_bias(int s) {
-    const Geometry& geometry = run_.plan.geometry;
-    double* sums = run_.bias_sums + (static_cast<int64_t>(copy_) * stages_ + s) * geometry.blocks * kBlock;
-    group_.crew.each(geometry.blocks, [&](int64_t block, Space& space) {
-      Stopwatch watch(space, kMove);
-      for (int image = 0; image < group_.images; ++image)
-        group_.kernels.sum_pixels(
-            {nullptr, 0, 0, 0, grad_ + image * geometry.image() + geometry.origin() + block * geometry.block(),
-             geometry.block(), geometry.row(), kBlock, geometry.height, geometry.width},
-            sums + block * kBlock);
-    });
-  }
-
-  void add_weight(int s) {
-    const Plan& plan = run_.plan;
-    const StagePlan& stage = plan.stage_plans[s];
-    const Geometry& geometry = plan.geometry;
-    const Grid grid = make_grid(geometry, stage.dilation);
-    float* sums = run_.weight_sums + copy_ * run_.copy_floats;
-    for (int earlier = 0; earlier < s; ++earlier) sums += plan.stage_plans[earlier].filter_floats;
-    Space& shared = group_.crew.spaces[0];
-    const int64_t total = group_.images * stage.tiles();
-    const int64_t pieces = (total + plan.chunk - 1) / plan.chunk, size = (total + pieces - 1) / pieces;
-    Chunk chunk;
-    for (int64_t first = 0; first < total; first += size) {
-      const int64_t count = std::min(size, total - first);
-      make_chunk(plan, stage, first, first + count, chunk);
-      const Points v = make_points(plan, stage, shared.a, count), w = make_points(plan, stage, shared.b, count);
-      const int workers = group_.crew.size;
-      group_.crew.each(workers, [&](int64_t number, Space& space) {
-        Stopwatch watch(space, kTransformIn);
-        for (Chunk::Part part : chunk.parts) {
-          const int begin = static_cast<int>(number * part.strips / workers);
-          part.strips = static_cast<int>((number + 1) * part.strips / workers) - begin;
-          part.first_strip += begin;
-          group_.kernels.input_transform[part.kind](input_, grid, chunk.tiles(part), part_of(v, part));
-          group_.kernels.gradient_transform[part.kind](grad_, grid, chunk.tiles(part), part_of(w, part));
-        }
-      });
-      group_.crew.each(workers, [&](int64_t number, Space& space) {
-        Stopwatch watch(space, kWeightProduct);
-        const int points = stage.filter_points();
-        const int begin = static_cast<int>(number * points / workers),
-                  end = static_cast<int>((number + 1) * points / workers);
-        group_.kernels.weight_product(
-            {v, w, sums, geometry.filter_point(), geometry.blocks, begin, end - begin, chunk.ranges.data()});
-      });
-    }
-  }
-
   const BackwardRun& run_;
   const Group& group_;
   const int stages_, copy_;
@@ -155,9 +104,32 @@ class GroupBackward {
 
 }  // namespace
 
+Reversal reversal_of(const BackwardRun& run, int iteration, int s) {
+  const std::vector<Stage>& stages = run.plan.stages;
+  const bool first_of_call = run.from_start && iteration == 0 && s == 0;
+  const bool input = !first_of_call || run.wants_input;
+  const bool masked = input && (s > 0 ? stages[s - 1].relu : !first_of_call && stages.back().relu);
+  return {input, masked, masked || run.wants_weight[s]};
+}
+
+float* weight_sums_of(const BackwardRun& run, int copy, int s) {
+  float* sums = run.weight_sums + copy * run.copy_floats;
+  for (int earlier = 0; earlier < s; ++earlier) sums += run.plan.stage_plans[earlier].filter_floats;
+  return sums;
+}
+
+double* bias_sums_of(const BackwardRun& run, int copy, int s) {
+  const int64_t stages = static_cast<int64_t>(run.plan.stages.size());
+  return run.bias_sums + (copy * stages + s) * run.plan.geometry.blocks * kBlock;
+}
+
 void run_backward(const BackwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce) {
-  workforce.run(*run.kernels, run.plan, first_image, last_image,
-                [&](const Group& group, float* buffers, int copy) { GroupBackward(run, group, buffers, copy)(); });
+  workforce.run(*run.kernels, run.plan, first_image, last_image, [&](const Group& group, float* buffers, int copy) {
+    if (run.plan.backward_bands.step)
+      backward_in_bands(run, group, buffers, copy);
+    else
+      GroupBackward(run, group, buffers, copy)();
+  });
 }
 
 }  // namespace rdk

@@ -28,6 +28,19 @@ struct BackwardRun {
   double* bias_sums;  // (copy, stage, padded channel); added to
 };
 
+// What is asked of a stage's reversal: the gradient of its input, its mask, and whether the input itself is read.
+struct Reversal {
+  bool input, masked, reads_input;
+};
+Reversal reversal_of(const BackwardRun& run, int iteration, int s);
+
+// Sums of a stage's parameters in one worker's copy.
+float* weight_sums_of(const BackwardRun& run, int copy, int s);
+double* bias_sums_of(const BackwardRun& run, int copy, int s);
+
+// The backward of one image walked down in bands; see backward_bands.cpp.
+void backward_in_bands(const BackwardRun& run, const Group& group, float* buffers, int copy);
+
 void run_backward(const BackwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce);
 
 }  // namespace rdk

@@ -80,14 +80,15 @@ void huge_pages(const at::Tensor& tensor) {
 #endif
 }
 
-Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t worker_floats, int buffers,
+Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t buffer_floats,
                     bool together) {
-  TORCH_CHECK(workspace.numel() >= workers * worker_floats + kBlock, "rdk: the workspace holds ", workspace.numel(),
-              " floats, expected ", workers * worker_floats + kBlock, " for a group of ", plan.group, " images.");
+  const int64_t floats = workers * plan.worker_floats(buffer_floats) + kBlock;
+  TORCH_CHECK(workspace.numel() >= floats, "rdk: the workspace holds ", workspace.numel(), " floats, expected ", floats,
+              " for ", workers, " workers and groups of ", plan.group, " images.");
   // whole cache lines
   auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr<float>());
   auto* aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
-  return {aligned, worker_floats, static_cast<int>(workers), buffers, together, parallel, {}};
+  return {aligned, buffer_floats, static_cast<int>(workers), together, parallel, {}};
 }
 
 void record(const Workforce& workforce) {
@@ -103,12 +104,17 @@ std::string cpu_use_isa(c10::string_view wanted) {
   return chosen ? chosen->name : "";
 }
 
-// [group, forward floats per worker, backward floats per worker, floats of weight sums, filter floats of each stage …]
+// [group, floats per worker and iterations of one run at most of the forward and of the backward, floats of weight
+// sums, filter floats of each stage …]
 std::vector<int64_t> cpu_plan(at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision,
                               int64_t workers, bool inject, bool state_grads) {
   Plan plan = plan_of(shape, stages, precision);
   fit_group(plan, shape[0], static_cast<int>(workers), inject, state_grads);
-  std::vector<int64_t> result{plan.group, plan.forward_worker_floats, plan.backward_worker_floats,
+  std::vector<int64_t> result{plan.group,
+                              plan.worker_floats(plan.forward_buffer_floats),
+                              plan.forward_bands.iterations,
+                              plan.worker_floats(plan.backward_buffer_floats),
+                              plan.backward_bands.iterations,
                               plan.gradient_floats};
   for (const StagePlan& stage : plan.stage_plans) result.push_back(stage.filter_floats);
   return result;

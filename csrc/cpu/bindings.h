@@ -32,8 +32,8 @@ void huge_pages(const at::Tensor& tensor);
 // Uninitialised float32 values for as long as one call works in them; see bindings_scratch.cpp.
 at::Tensor scratch(int64_t floats);
 
-// The workers of one call; `workspace` must hold workers x worker_floats.
-Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t worker_floats, int buffers,
+// The workers of one call, each with `buffer_floats` of blocked buffers; `workspace` must hold what the plan says.
+Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t buffer_floats,
                     bool together);
 
 // Adds the workers' time by phase to the clock that rdk::cpu_clock reads.

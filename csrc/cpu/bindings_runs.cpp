@@ -31,6 +31,12 @@ std::vector<MapView> stored(const std::optional<at::Tensor>& maps, at::IntArrayR
   return views;
 }
 
+// The workspace has windows for no more.
+void expect_iterations(int64_t iterations, const BandPlan& bands) {
+  TORCH_CHECK(iterations <= bands.iterations, "rdk: expected at most ", bands.iterations,
+              " iterations of a map of this size in one run, got ", iterations, ".");
+}
+
 // norm: (3, iterations * stages, C) of means, scales and shifts. The state after the last iteration goes to `out`,
 // where given.
 void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& inject, const at::Tensor& filters,
@@ -50,6 +56,7 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
                  stored(tapes, tape_slots)};
   const Plan& plan = run.plan;
   fit_group(run.plan, state.size(0), static_cast<int>(workers), inject.has_value(), false);
+  expect_iterations(iterations, run.plan.forward_bands);
   if (inject) run.inject = view(*inject);
   if (out) run.states.back() = view(*out);
   // maps are large and new in every call: few page faults instead of one per 4 KiB
@@ -77,7 +84,7 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
         {filter, biases.empty() ? nullptr : bias.data() + parameter * padded, norm_row(0), norm_row(1), norm_row(2)});
     filter += plan.stage_plans[row % count].filter_floats;
   }
-  Workforce force = workforce(plan, workspace, workers, plan.forward_worker_floats, plan.forward_buffers, false);
+  Workforce force = workforce(plan, workspace, workers, plan.forward_buffer_floats, false);
   run_forward(run, first_image, last_image, force);
   record(force);
 }
@@ -96,6 +103,7 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   run.plan = plan_of(grad.sizes(), stages, precision);
   const Plan& plan = run.plan;
   fit_group(run.plan, grad.size(0), static_cast<int>(workers), inject_sum.has_value(), state_grads.has_value());
+  expect_iterations(iterations, run.plan.backward_bands);
   run.iterations = static_cast<int>(iterations);
   run.from_start = from_start;
   run.wants_input = grad_input.has_value();
@@ -121,7 +129,7 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   run.copy_floats = plan.gradient_floats;
   run.bias_sums = bias_sums.data_ptr<double>();
   const bool together = weight_sums.size(0) < workers;
-  Workforce force = workforce(plan, workspace, workers, plan.backward_worker_floats, plan.backward_buffers, together);
+  Workforce force = workforce(plan, workspace, workers, plan.backward_buffer_floats, together);
   run_backward(run, first_image, last_image, force);
   record(force);
 }

@@ -188,11 +188,10 @@ void add_group_to(const Group& group, const MapView& map, float* buffer) {
 void Workforce::start(const Plan& plan) {
   spaces.assign(workers, Space{});
   auto prepare = [&](int worker) {
-    float* base = workspace + worker * worker_floats;
-    spaces[worker].a = base;
-    spaces[worker].b = base + plan.points_floats;
+    spaces[worker].a = workspace + worker * 2 * plan.points_floats;
+    spaces[worker].b = spaces[worker].a + plan.points_floats;
     // the borders must be zero, and no kernel writes to them
-    std::memset(buffer_of(plan, worker), 0, sizeof(float) * buffers * plan.group * plan.geometry.image());
+    std::memset(buffer_of(plan, worker), 0, sizeof(float) * buffer_floats);
   };
   if (workers == 1)
     prepare(0);

@@ -60,10 +60,9 @@ void add_group_to(const Group& group, const MapView& map, float* buffer);
 // Shares the groups of images out: whole rounds one group per worker, the rest together. body(group, buffers, copy):
 // the blocked buffers of the group, and the number of the worker whose sums it may add to.
 struct Workforce {
-  float* workspace;  // workers x worker_floats
-  int64_t worker_floats;
+  float* workspace;  // of every worker, two buffers of transformed data; then buffer_floats of every worker
+  int64_t buffer_floats;
   int workers;
-  int buffers;    // blocked buffers per worker
   bool together;  // all workers on each group, always
   Parallel parallel;
   std::vector<Space> spaces;
@@ -94,7 +93,7 @@ struct Workforce {
 
  private:
   float* buffer_of(const Plan& plan, int worker) const {
-    return workspace + worker * worker_floats + 2 * plan.points_floats;
+    return workspace + workers * 2 * plan.points_floats + worker * buffer_floats;
   }
   void start(const Plan& plan);
 };

@@ -1,5 +1,5 @@
-// The forward of one group: the state stays in blocked buffers from the first iteration to the last. Called by
-// bindings_runs.cpp and tests/check_runs.cpp.
+// The forward of one group: the state stays in blocked buffers from the first iteration to the last; maps too large for
+// that are left to forward_bands.cpp. Called by bindings_runs.cpp and tests/check_runs.cpp.
 #include "buffer_pool.h"
 #include "forward.h"
 
@@ -39,9 +39,8 @@ class GroupForward {
     const int last = iteration + 1 == run_.iterations ? run_.stages_of_last : count;
     std::vector<float*> entered(count, nullptr);
     for (int s = 0; s < last; ++s) {
-      const StageParameters& parameters = run_.parameters[iteration * count + s];
-      Epilogue epilogue{parameters.bias, parameters.mean, parameters.scale, parameters.shift, {},
-                        nullptr,         stages[s].relu};
+      const int c = iteration * count + s;
+      Epilogue epilogue = epilogue_of(run_, c);
       int addends = 0;
       entered[s] = state;
       if (s == 0 && inject_) epilogue.addends[addends++] = inject_;
@@ -50,8 +49,8 @@ class GroupForward {
       // a skip that is added for the last time gives its buffer to the sum
       const bool reuse = skip && skip != state && !added_later(stages, stages[s].skip, s + 1);
       float* next = reuse ? skip : pool_.take();
-      convolve(group_, run_.plan.stage_plans[s], parameters.filter, state, next, epilogue);
-      const MapView& tape = run_.tapes[iteration * count + s];
+      convolve(group_, run_.plan.stage_plans[s], run_.parameters[c].filter, state, next, epilogue);
+      const MapView& tape = run_.tapes[c];
       if (tape.data) store_group(group_, tape, next);
       if (!added_later(stages, s, s + 1)) pool_.give(state);
       if (skip && skip != state && !reuse && !added_later(stages, stages[s].skip, s + 1)) pool_.give(skip);
@@ -68,9 +67,24 @@ class GroupForward {
 
 }  // namespace
 
+Epilogue epilogue_of(const ForwardRun& run, int c) {
+  const StageParameters& parameters = run.parameters[c];
+  return {parameters.bias,
+          parameters.mean,
+          parameters.scale,
+          parameters.shift,
+          {},
+          nullptr,
+          run.plan.stages[c % run.plan.stages.size()].relu};
+}
+
 void run_forward(const ForwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce) {
-  workforce.run(*run.kernels, run.plan, first_image, last_image,
-                [&](const Group& group, float* buffers, int) { GroupForward(run, group, buffers)(); });
+  workforce.run(*run.kernels, run.plan, first_image, last_image, [&](const Group& group, float* buffers, int) {
+    if (run.plan.forward_bands.step)
+      forward_in_bands(run, group, buffers);
+    else
+      GroupForward(run, group, buffers)();
+  });
 }
 
 }  // namespace rdk

@@ -27,6 +27,12 @@ struct ForwardRun {
   std::vector<MapView> tapes;   // after each stage of each iteration; likewise
 };
 
+// What convolution `c` of a run does with its sums, but for what it adds.
+Epilogue epilogue_of(const ForwardRun& run, int c);
+
+// The forward of one image walked down in bands; see forward_bands.cpp.
+void forward_in_bands(const ForwardRun& run, const Group& group, float* buffers);
+
 void run_forward(const ForwardRun& run, int64_t first_image, int64_t last_image, Workforce& workforce);
 
 }  // namespace rdk

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tables.h"
+#include "bands.h"
 
 namespace rdk {
 namespace {
@@ -35,6 +35,50 @@ int reach(int border, int dilation, const Cover& cover) {
 
 // An odd number of cache lines, so that the points do not fall on one set of the first-level cache.
 int64_t odd_lines(int64_t lines) { return (lines | 1) * kBlock; }
+
+// Whether one stage's input is added to several sums, its own among them.
+bool shares_skips(const std::vector<Stage>& stages) {
+  for (std::size_t s = 0; s < stages.size(); ++s)
+    for (std::size_t later = s + 1; later < stages.size(); ++later)
+      if (stages[s].skip >= 0 && stages[s].skip == stages[later].skip) return true;
+  return false;
+}
+
+// Replaces whole maps of one image, of buffer_floats together, by windows on them where they take more than held_floats
+// and windows take less. beside: buffers for a band of other maps.
+void fit_bands(const Plan& plan, std::vector<BandStage> (*stages_of)(const Plan&, int), int beside, int crew,
+               int64_t held_floats, BandPlan& bands, int64_t& buffer_floats) {
+  if (plan.group > 1 || buffer_floats <= held_floats) return;
+  const Geometry& geometry = plan.geometry;
+  const int count = static_cast<int>(plan.stages.size());
+  int tile = 1;
+  int64_t most = 1;  // tiles in so many rows
+  for (const StagePlan& stage : plan.stage_plans) {
+    tile = std::max(tile, stage.dilation * stage.rows.size);
+    most = std::max<int64_t>(most, int64_t{stage.grid_rows} * stage.grid_cols * stage.cols.tiles());
+  }
+  const int step = static_cast<int>(tile * std::max<int64_t>(1, int64_t{plan.chunk} * crew / most));
+  const int64_t row_floats = geometry.blocks * geometry.row(), allowed = crew * held_floats;
+  const auto needed = [&](int iterations) {
+    return window_rows(Bands(geometry.height, step, stages_of(plan, count * iterations)));
+  };
+  const auto floats = [&](int iterations, int rows) {
+    return (int64_t{count} * iterations + 1 + beside) * rows * row_floats;
+  };
+  int spare = kWindowSteps * step, iterations = 1, least = needed(1);
+  while (spare > step && floats(1, least + spare) > allowed) spare /= 2;
+  if (floats(1, least + spare) >= buffer_floats) return;
+  const int64_t windows = allowed / ((least + spare) * row_floats) - 1 - beside;
+  for (int more = static_cast<int>(std::min<int64_t>(windows / count, kMostIterations)); more > 1; --more) {
+    const int rows = needed(more);
+    if (floats(more, rows + spare) > allowed) continue;
+    iterations = more;
+    least = rows;
+    break;
+  }
+  bands = {step, least + spare, iterations};
+  buffer_floats = (floats(iterations, bands.rows) + crew - 1) / crew;
+}
 
 }  // namespace
 
@@ -84,7 +128,7 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
   return plan;
 }
 
-void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads) {
+void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads, int64_t held_floats) {
   // the fewest whole rounds of all workers, in groups of nearly equal size that still fill no more than a chunk
   const int64_t round = static_cast<int64_t>(plan.group) * workers;
   const int64_t groups = std::max<int64_t>(1, (images + round - 1) / round * workers);
@@ -94,8 +138,14 @@ void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_
   plan.backward_buffers = 3 + inject + state_grads;
   for (const Stage& stage : plan.stages) plan.backward_buffers += stage.skip >= 0;
   const int64_t buffer = plan.group * plan.geometry.image();
-  plan.forward_worker_floats = 2 * plan.points_floats + plan.forward_buffers * buffer;
-  plan.backward_worker_floats = 2 * plan.points_floats + plan.backward_buffers * buffer;
+  plan.forward_buffer_floats = plan.forward_buffers * buffer;
+  plan.backward_buffer_floats = plan.backward_buffers * buffer;
+  // one image on all workers is cut for all of them, and has the memory of all
+  const int crew = images < workers ? workers : 1;
+  fit_bands(plan, forward_stages, inject, crew, held_floats, plan.forward_bands, plan.forward_buffer_floats);
+  // a stage's input, the gradient of a state, and a sum of several windows
+  const int beside = shares_skips(plan.stages) ? 3 : 1 + state_grads;
+  fit_bands(plan, backward_stages, beside, crew, held_floats, plan.backward_bands, plan.backward_buffer_floats);
 }
 
 }  // namespace rdk

@@ -1,10 +1,11 @@
 // How a problem is cut: tiles per map, images per group, tiles per chunk, floats per worker. Decided in plan.cpp, by
-// the numbers of tables.h; included by convolve.h.
+// the numbers of tables.h; included by convolve.h and bands.h.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "kernels.h"
+#include "tables.h"
 
 namespace rdk {
 
@@ -54,6 +55,13 @@ struct Stage {
   int skip;  // -1 for none
 };
 
+// How a large map is walked down in one run, see bands.h; a step of 0 rows for maps that are held whole.
+struct BandPlan {
+  int step = 0;                // rows that a step brings to every window
+  int rows = 0;                // rows of a window
+  int iterations = INT32_MAX;  // of one run at most
+};
+
 struct Plan {
   Geometry geometry;
   std::vector<Stage> stages;
@@ -62,8 +70,10 @@ struct Plan {
   int chunk;                              // most tiles transformed at a time
   int pass_pairs;                         // pairs of output blocks per pass over the points
   int64_t points_floats;                  // one buffer of transformed data of a chunk
-  int forward_buffers, backward_buffers;  // blocked buffers per group
-  int64_t forward_worker_floats, backward_worker_floats;
+  int forward_buffers, backward_buffers;  // blocked buffers per group, where maps are held whole
+  BandPlan forward_bands, backward_bands;
+  int64_t forward_buffer_floats, backward_buffer_floats;  // blocked buffers or windows, per worker
+  int64_t worker_floats(int64_t buffer_floats) const { return 2 * points_floats + buffer_floats; }
   int64_t gradient_floats;  // weight gradients of all stages, at the points
 };
 
@@ -72,8 +82,9 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
                int row_tiles);
 
 // Fits the group to a batch, never above the plan's own, and its buffers to what a run has beside the state; changes no
-// result.
-void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads);
+// result. held_floats: blocked buffers of one worker that are held at most before maps are walked down in bands.
+void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads,
+               int64_t held_floats = kHeldBytes / sizeof(float));
 
 // Blocked buffers alive at once in the forward of one iteration without an inject.
 int forward_buffer_count(const std::vector<Stage>& stages);

@@ -30,7 +30,9 @@ class Plan(NamedTuple):
     workers: int
     group: int
     forward_floats: int  # per worker
+    forward_iterations: int  # of one run at most; few where a large map is walked down in bands
     backward_floats: int
+    backward_iterations: int
     gradient_floats: int  # sums of the weight gradients of all stages
     filter_floats: tuple[int, ...]  # transformed filter of each stage
 
@@ -61,14 +63,14 @@ def plan_for(
     for spec in specs:
         stages += [spec.dilation, int(spec.relu), -1 if spec.skip is None else spec.skip]
     workers = max(1, min(threads, shape[0] * shape[2] * shape[3] // WORKER_PIXELS))
-    group, forward, backward, gradient, *filters = torch.ops.rdk.cpu_plan(
+    group, forward, forward_most, backward, backward_most, gradient, *filters = torch.ops.rdk.cpu_plan(
         shape, stages, precision, workers, inject, state_grads
     )
-    return Plan(stages, workers, group, forward, backward, gradient, tuple(filters))
+    return Plan(stages, workers, group, forward, forward_most, backward, backward_most, gradient, tuple(filters))
 
 
 def workspace_bytes(problem: Problem) -> int:
-    """Beside the maps that pass from run to run: nothing here grows with the batch or the iterations."""
+    """Beside the maps that pass from run to run: nothing here grows with the batch, the iterations or the height of maps."""
     plan = plan_of(problem)
     filters = sum(plan.filter_floats)
     if problem.tied:
@@ -125,10 +127,11 @@ def _transform(weights: Sequence[Tensor], problem: Problem, plan: Plan, transpos
     return made
 
 
-def parts(problem: Problem, plan: Plan, first: int, last: int, work: int = 1) -> Iterator[tuple[int, int]]:
+def parts(problem: Problem, plan: Plan, first: int, last: int, backward: bool = False) -> Iterator[tuple[int, int]]:
     """Iterations that run in one go, about as many in each: at most what one operator call may take of one round of groups and,
-    untied, of transformed filters. work: multiply-adds for each of a direct convolution, 2 in the backward."""
-    step = max(1, SLICE_PRODUCTS // _products(problem, plan, work))
+    untied, of transformed filters; of a large map, those whose windows are held together."""
+    step = max(1, SLICE_PRODUCTS // _products(problem, plan, 2 if backward else 1))
+    step = min(step, plan.backward_iterations if backward else plan.forward_iterations)
     if not problem.tied:
         step = min(step, max(1, UNTIED_FILTER_BYTES // (4 * sum(plan.filter_floats))))
     count = last - first
@@ -154,6 +157,7 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
     plan = plan_of(problem)
     count = len(problem.stages)
     space = workspace(plan, plan.forward_floats)
+    own: Tensor | None = None
     for begin, end in parts(problem, plan, first, last):
         state_slots = [store.slot_of.get(position, -1) for position in range(begin + 1, end + 1)]
         tape_slots = [-1] * ((end - begin) * count)
@@ -163,7 +167,9 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
                     place = (iteration - store.tape_first) * (count - 1) + stage
                     tape_slots[(iteration - begin) * count + stage] = place
         last_slot = state_slots[-1]
-        out = empty_outside(state.shape, like=state) if last_slot < 0 else None
+        if last_slot < 0 and own is None:
+            own = empty_outside(state.shape, like=state)
+        out = own if last_slot < 0 else None  # also where the part begins: a map is read before it is written
         _run(call, plan, state, begin, end, count, out, store.states, state_slots, store.tapes, tape_slots, space)
         if out is None:
             assert store.states is not None
@@ -236,7 +242,11 @@ class RunGradients:
         if self.inject_sum is None and self.needs.inject and self.call.inject is not None:
             self.inject_sum = torch.zeros_like(self.call.inject)
         maps, tied = self.problem.tape_maps, self.problem.tied
-        found = parts(self.problem, self.plan, first, last, 2) if tied else ((t, t + 1) for t in range(first, last))
+        found = (
+            parts(self.problem, self.plan, first, last, backward=True)
+            if tied
+            else ((t, t + 1) for t in range(first, last))
+        )
         own: Tensor | None = None
         for begin, end in reversed(list(found)):
             a, b = begin - first, end - first

@@ -24,6 +24,7 @@ using Doubles = std::vector<double>;
 struct Shape {
   int images, channels, height, width, iterations, workers;
   std::vector<rdk::Stage> stages;
+  bool bands = false;  // walked down in bands, though the map is small
 };
 
 std::mt19937 generator(0);
@@ -209,7 +210,7 @@ class Runs {
       run.tapes.push_back(at_end ? MapView{} : view(maps_[row], s_));
       if (at_end) run.states.push_back(view(maps_[row], s_));
     }
-    rdk::Workforce force = workforce(plan_.forward_worker_floats, plan_.forward_buffers, false);
+    rdk::Workforce force = workforce(plan_.forward_buffer_floats, false);
     run_forward(run, 0, s_.images, force);
     return maps_.back();
   }
@@ -238,7 +239,7 @@ class Runs {
     run.weight_sums = sums.data();
     run.copy_floats = plan_.gradient_floats;
     run.bias_sums = bias_sums.data();
-    rdk::Workforce force = workforce(plan_.backward_worker_floats, plan_.backward_buffers, together);
+    rdk::Workforce force = workforce(plan_.backward_buffer_floats, together);
     run_backward(run, 0, s_.images, force);
     for (int stage = 0; stage < count_; ++stage) {
       results.weight_grads.emplace_back(s_.channels * s_.channels * 9, NAN);
@@ -258,10 +259,11 @@ class Runs {
     return floats;
   }
 
-  rdk::Workforce workforce(int64_t worker_floats, int buffers, bool together) {
-    space_.reset(new float[s_.workers * worker_floats]);
-    std::fill_n(space_.get(), s_.workers * worker_floats, NAN);
-    return {space_.get(), worker_floats, s_.workers, buffers, together, parallel, {}};
+  rdk::Workforce workforce(int64_t buffer_floats, bool together) {
+    const int64_t floats = s_.workers * plan_.worker_floats(buffer_floats);
+    space_.reset(new float[floats]);
+    std::fill_n(space_.get(), floats, NAN);
+    return {space_.get(), buffer_floats, s_.workers, together, parallel, {}};
   }
 
   const rdk::Kernels& kernels_;
@@ -276,10 +278,15 @@ class Runs {
 
 bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision) {
   rdk::Plan plan = rdk::make_plan(s.channels, s.height, s.width, s.stages, precision, kernels.row_tiles);
-  rdk::fit_group(plan, s.images, s.workers, true, false);
+  // a run of all iterations needs the windows of all
+  int64_t held = s.bands ? 1 : plan.geometry.image() * 1000;
+  do {
+    rdk::fit_group(plan, s.images, s.workers, true, false, held);
+    held += plan.geometry.image() / 10;
+  } while (std::min(plan.forward_bands.iterations, plan.backward_bands.iterations) < s.iterations);
+  bool right = s.bands == (plan.forward_bands.step > 0 && plan.backward_bands.step > 0);
   Data data = make_data(s, plan.geometry.blocks * rdk::kBlock);
   const Results<Doubles> expected = reference(s, data);
-  bool right = true;
   double worst = 0.0;
   const auto compare = [&](const Floats& got, const Doubles& wanted) {
     const double error = difference(got, wanted);
@@ -288,6 +295,12 @@ bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision
   };
   Runs runs(kernels, plan, s, data);
   compare(runs.forward(), expected.output);
+  if (s.bands) {  // the same tiles, and so the same bits
+    rdk::Plan whole = plan;
+    whole.forward_bands = {};
+    whole.forward_buffer_floats = plan.forward_buffers * plan.geometry.image();
+    right = right && Runs(kernels, whole, s, data).forward() == runs.forward();
+  }
   for (const bool together : {false, true}) {
     const Results<Floats> got = runs.backward(together);
     compare(got.grad_input, expected.grad_input);
@@ -295,9 +308,9 @@ bool check(const rdk::Kernels& kernels, const Shape& s, rdk::Precision precision
     for (size_t stage = 0; stage < s.stages.size(); ++stage)
       compare(got.weight_grads[stage], expected.weight_grads[stage]);
   }
-  std::printf("%s %s N%d C%d %dx%d, %zu stages, %d iterations, %d workers: %.1e %s\n", kernels.name,
+  std::printf("%s %s N%d C%d %dx%d%s, %zu stages, %d iterations, %d workers: %.1e %s\n", kernels.name,
               precision == rdk::Precision::kFast ? "fast" : "accurate", s.images, s.channels, s.height, s.width,
-              s.stages.size(), s.iterations, s.workers, worst, right ? "ok" : "WRONG");
+              s.bands ? " in bands" : "", s.stages.size(), s.iterations, s.workers, worst, right ? "ok" : "WRONG");
   return right;
 }
 
@@ -314,6 +327,11 @@ int main() {
       {2, 33, 3, 18, 2, 2, {dilated, skip}},
       {1, 40, 14, 11, 1, 4, {plain, wide}},
       {15, 8, 13, 13, 1, 1, {plain, skip}},
+      {1, 3, 211, 90, 1, 1, {plain}, true},
+      {2, 5, 213, 67, 2, 2, {plain, skip}, true},
+      {1, 17, 150, 81, 2, 3, {plain, dilated}, true},
+      {3, 2, 301, 70, 1, 2, {dilated, wide, skip, plain}, true},
+      {1, 4, 260, 70, 2, 1, {skip, plain, skip, skip}, true},
   };
   bool right = true;
   int sets = 0;
