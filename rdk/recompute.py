@@ -20,7 +20,7 @@ def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) 
     problem = call.problem
     n = problem.iterations
     state = _taken(backend, problem, x)
-    kept = empty_maps(kept_maps(problem, schedule) if schedule else 0, state)
+    kept = backend.empty_maps(kept_maps(problem, schedule) if schedule else 0, state)
     store = Store(record_statistics=problem.norm_training)
     if schedule:
         states = kept_states(problem, schedule)
@@ -154,7 +154,7 @@ class _Reversal:
     def _reverse_with_all_states(self, first: int, last: int, state: Tensor) -> None:
         """The segment's states are computed once and held together."""
         length = last - first
-        states = empty_maps(length - 1, state)
+        states = self.backend.empty_maps(length - 1, state)
         store = Store(positions=range(first + 1, last), states=states)
         self.backend.forward(self.call, state, first, last - 1, store)
         if self.problem.tape_maps == 0:
@@ -167,6 +167,6 @@ class _Reversal:
     def _reverse_iteration(self, iteration: int, state: Tensor) -> None:
         tapes = None
         if self.problem.tape_maps:
-            tapes = empty_maps(self.problem.tape_maps, state)
+            tapes = self.backend.empty_maps(self.problem.tape_maps, state)
             self.backend.tape(self.call, state, iteration, tapes)
         self._reverse_run(iteration, iteration + 1, state, None, tapes)

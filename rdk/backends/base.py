@@ -205,6 +205,10 @@ class Backend(Protocol):
         """Whether its runs read and return maps of any strides; where not they are handed channels_last ones."""
         ...
 
+    def empty_maps(self, count: int, like: Tensor) -> Tensor:
+        """Uninitialised room for maps that the caller never sees, as layout.empty_maps gives it."""
+        ...
+
     def forward(self, call: Call, state: Tensor, first: int, last: int, store: Store) -> Tensor:
         """Runs iterations first … last-1 from `state` and returns the state after them.
 

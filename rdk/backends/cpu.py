@@ -16,6 +16,7 @@ class CpuBackend:
     """float32 convolutions on x86 with AVX-512 or AVX2; everything else is refused with a reason."""
 
     name = "cpu"
+    empty_maps = staticmethod(cpu_runs.empty_maps)
 
     def unavailable(self) -> str | None:
         return _unavailable()

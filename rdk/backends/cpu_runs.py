@@ -107,6 +107,13 @@ def workspace(plan: Plan, worker_floats: int) -> Tensor:
     return space
 
 
+def empty_maps(count: int, like: Tensor) -> Tensor:
+    """As layout.empty_maps, in memory that stays with the process."""
+    n, c, h, w = like.shape
+    space: Tensor = torch.ops.rdk.cpu_scratch(count * like.numel())
+    return space.view(count, n, h, w, c).permute(0, 1, 4, 2, 3)
+
+
 def filters_of(call: Call, plan: Plan, first: int, last: int, transposed: bool) -> Tensor:
     """Transformed filters of iterations first … last-1; those of a tied call are made once and kept for the call."""
     problem = call.problem

@@ -40,6 +40,7 @@ class CudaBackend:
     """Runs of iterations by the kernels in csrc/cuda."""
 
     name = "cuda"
+    empty_maps = staticmethod(empty_maps)
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rdk.backends import eager_workspace
 from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Problem, StageSpec, Store
+from rdk.backends.layout import empty_maps
 
 aten = torch.ops.aten
 
@@ -68,6 +69,7 @@ class EagerBackend:
     """Runs of iterations in plain PyTorch without autograd, for every schedule but plain autograd's own."""
 
     name = "eager"
+    empty_maps = staticmethod(empty_maps)
 
     def unavailable(self) -> str | None:
         return None

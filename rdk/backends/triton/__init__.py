@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Gradients, Needs, Problem, Store
+from rdk.backends.layout import empty_maps
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_CAPABILITY = (8, 0)
@@ -28,6 +29,7 @@ class TritonBackend:
     """Runs of iterations by the kernels of this folder."""
 
     name = "triton"
+    empty_maps = staticmethod(empty_maps)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
