@@ -124,9 +124,9 @@ def plan_curves(device_type: str, precision: str, quick: bool) -> list[Task]:
     iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32) if on_cpu else (1, 4, 16, 64, 256)
     channels: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    maps: tuple[int, ...] = (8, 13, 16, 32, 64) if on_cpu else (8, 13, 16, 28, 56)
+    maps: tuple[int, ...] = (8, 13, 16, 32, 64, 128, 256) if on_cpu else (8, 13, 16, 28, 56)
     if quick:
-        iterations, batches, channels, maps = (1, 10, 100, 1000), batches[::2], channels[::2], maps[::2]
+        iterations, batches, channels, maps = (1, 10, 100, 1000), batches[::2], channels[::2], maps[:5:2]
     cases = [replace(base, iterations=count) for count in iterations]
     cases += [replace(base, batch=count) for count in batches]
     cases += [replace(base, channels=count) for count in channels]

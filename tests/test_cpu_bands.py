@@ -77,6 +77,30 @@ def test_forward_and_every_gradient(
     assert_close(got, reference_step(case, grad_out, masks), 2.5e-5)
 
 
+@pytest.mark.parametrize("images,count", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("skips", [(None, None), (0, 0), (None, 1)])
+def test_every_state_and_its_gradient(images: int, count: int, skips: tuple[int | None, int | None]) -> None:
+    """Without ReLU, so that no mask differs; gradients of all states come in, and an inject's goes out."""
+    torch.manual_seed(0)
+    x, inject = torch.randn(2, images, 16, 340, 230).unbind()
+    weights = [torch.randn(16, 16, 3, 3) / 24 for _ in skips]
+
+    def found(backend: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, inject, *weights)]
+        stages = [rdk.functional.Stage(w, relu=False, skip=s) for w, s in zip(leaves[2:], skips, strict=True)]
+        y = rdk.functional.recurrent(
+            leaves[0], stages, 3, inject=leaves[1], return_states=True, checkpoint=1, backend=backend
+        )
+        y.backward(upstream(y.shape, dtype))
+        names = ["input gradient", "inject gradient", "gradient of weight 0", "gradient of weight 1"]
+        return {"output": y.detach()} | {
+            name: leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf.grad is not None
+        }
+
+    with threads(count):
+        assert_close(found("cpu", torch.float32), found("eager", torch.float64), 2e-5)
+
+
 @pytest.mark.parametrize("stages", sorted(LISTS))
 def test_the_same_bits_for_any_threads_and_any_split(stages: str) -> None:
     case = make_case((3, 16, 350, 261), LISTS[stages], 3, inject=True, needs_grad=False)
