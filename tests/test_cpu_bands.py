@@ -140,6 +140,21 @@ def test_gradients_have_the_same_bits_from_run_to_run(count: int) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("size", [130, 150, 170, 190, 210])
+@pytest.mark.parametrize("norm,return_states", [(None, False), (None, True), ("batch", False)])
+def test_a_backward_that_wants_less_than_was_planned(size: int, norm: str | None, return_states: bool) -> None:
+    """Without the gradient of the inject its maps are few enough to be held whole."""
+    x, inject = torch.randn(2, 1, 16, size, 200).unbind()
+    module = rdk.RecurrentConv(16, 2, norm=norm, backend="cpu", checkpoint=0)
+    grads = []
+    for leaf in (inject.requires_grad_(), inject.detach()):
+        module.zero_grad()
+        module(x, inject=leaf, return_states=return_states).sum().backward()
+        grads.append([p.grad for p in module.parameters()])
+    for with_inject, without in zip(*grads, strict=True):
+        assert rdk.testing.relative(without, with_inject) < 1e-5  # type: ignore[arg-type]
+
+
 def worker_bytes(height: int, width: int, stages: tuple[StageSpec, ...], images: int = 1) -> tuple[int, int]:
     """Forward and backward: what a worker holds beside two buffers of transformed tiles."""
     shape = (images, 64, height, width)

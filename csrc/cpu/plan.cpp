@@ -69,7 +69,7 @@ void fit_bands(const Plan& plan, std::vector<BandStage> (*stages_of)(const Plan&
   while (spare > step && floats(1, least + spare) > allowed) spare /= 2;
   if (floats(1, least + spare) >= buffer_floats) return;
   const int64_t windows = allowed / ((least + spare) * row_floats) - 1 - beside;
-  for (int more = static_cast<int>(std::min<int64_t>(windows / count, kMostIterations)); more > 1; --more) {
+  for (int more = static_cast<int>(std::min<int64_t>(windows / count, kWalkIterations)); more > 1; --more) {
     const int rows = needed(more);
     if (floats(more, rows + spare) > allowed) continue;
     iterations = more;
@@ -134,9 +134,10 @@ void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_
   const int64_t groups = std::max<int64_t>(1, (images + round - 1) / round * workers);
   plan.group = static_cast<int>(std::max<int64_t>(1, (images + groups - 1) / groups));
   plan.forward_buffers = forward_buffer_count(plan.stages) + inject;
-  // dz and its successor, the stage's input, the gradients of inject and of the states, and an open gradient per skip
-  plan.backward_buffers = 3 + inject + state_grads;
-  for (const Stage& stage : plan.stages) plan.backward_buffers += stage.skip >= 0;
+  // dz and its successor, the stage's input, and an open gradient per skip; the gradients of inject and of the states
+  int least = 3;
+  for (const Stage& stage : plan.stages) least += stage.skip >= 0;
+  plan.backward_buffers = least + inject + state_grads;
   const int64_t buffer = plan.group * plan.geometry.image();
   plan.forward_buffer_floats = plan.forward_buffers * buffer;
   plan.backward_buffer_floats = plan.backward_buffers * buffer;
@@ -144,8 +145,12 @@ void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_
   const int crew = images < workers ? workers : 1;
   fit_bands(plan, forward_stages, inject, crew, held_floats, plan.forward_bands, plan.forward_buffer_floats);
   // a stage's input, the gradient of a state, and a sum of several windows
-  const int beside = shares_skips(plan.stages) ? 3 : 1 + state_grads;
+  const int beside = shares_skips(plan.stages) ? 3 : 2;
   fit_bands(plan, backward_stages, beside, crew, held_floats, plan.backward_bands, plan.backward_buffer_floats);
+  // a backward that then wants fewer gradients may hold its maps whole
+  const int64_t fewer = std::min<int64_t>(plan.backward_buffers - 1, held_floats / buffer);
+  if (plan.backward_bands.step && fewer >= least)
+    plan.backward_buffer_floats = std::max(plan.backward_buffer_floats, fewer * buffer);
 }
 
 }  // namespace rdk

@@ -82,7 +82,8 @@ Plan make_plan(int channels, int height, int width, const std::vector<Stage>& st
                int row_tiles);
 
 // Fits the group to a batch, never above the plan's own, and its buffers to what a run has beside the state; changes no
-// result. held_floats: blocked buffers of one worker that are held at most before maps are walked down in bands.
+// result. A backward may have less than it was planned with. held_floats: blocked buffers of one worker that are held
+// at most before maps are walked down in bands.
 void fit_group(Plan& plan, int64_t images, int workers, bool inject, bool state_grads,
                int64_t held_floats = kHeldBytes / sizeof(float));
 

@@ -1,4 +1,4 @@
-// Every tuning number of the CPU backend's C++, in one place; included by plan.h, bindings_norm.cpp
+// Every tuning number of the CPU backend's C++, in one place; included by plan.h, convolve.cpp, the bindings
 // and, of the kernels, product.h, tile_transforms.h and filter_transform.h. Two kinds stand elsewhere: kRowTiles and
 // kWeightRows, with the registers that they fill, in vector_avx2.h and vector_avx512.h; and what cuts calls and memory
 // in Python, SLICE_PRODUCTS, UNTIED_FILTER_BYTES, SUM_BYTES and WORKER_PIXELS, in rdk/backends/cpu_runs.py.
@@ -25,7 +25,7 @@ constexpr Cut kCuts[] = {
 // the rows it must hold (each time it is full its last rows are moved to its start), and iterations of one walk
 constexpr int64_t kHeldBytes = int64_t{8} << 20;
 constexpr int kWindowSteps = 4;
-constexpr int kMostIterations = 16;
+constexpr int kWalkIterations = 16;
 
 // tiles of one strip: its column transforms leave room in the first-level cache for the points' lines
 constexpr int kMaxStripTiles = 4;
