@@ -83,7 +83,8 @@ def test_an_isolated_build_is_pure_python_and_says_what_it_left_out(tmp_path: Pa
     """From the sdist, as pip builds where there is no wheel."""
     compiled = source_tree(tmp_path / "source")
     with tarfile.open(built("sdist", tmp_path / "source", tmp_path)) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 and older have none
+        archive.extractall(tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert {path.relative_to(unpacked).as_posix() for path in (unpacked / "csrc").rglob("*.*")} == compiled
     with zipfile.ZipFile(built("wheel", unpacked, tmp_path)) as archive:
