@@ -15,20 +15,8 @@ class BandBackward {
         copy_(copy),
         walk_(group, run.plan.backward_bands, backward_stages(run.plan, run.iterations * count_), buffers) {}
 
-  // The rows that a step stores were all read in this step or before: grad_input may be grad itself.
   void operator()() {
-    while (!walk_.order.finished()) {
-      for (int window = 0; window <= walk_.order.convolutions(); ++window) {
-        const int first = walk_.order.done(window), last = walk_.order.next(window);
-        if (first == last) continue;
-        walk_.open(window, last);
-        if (window == 0)
-          walk_.load(run_.grad, 0, first, last);
-        else
-          reverse_rows(window - 1, first, last);
-        walk_.close(window, last);
-      }
-    }
+    walk_.run(run_.grad, [&](int c, int first, int last) { reverse_rows(c, first, last); });
   }
 
  private:
@@ -49,14 +37,14 @@ class BandBackward {
 
     Epilogue epilogue{};
     int addends = 0;
-    const std::vector<int>& skipped = walk_.order.stage(c).addends;
+    const std::vector<int>& skipped = walk_.order().stage(c).addends;
     if (skipped.size() == 1) epilogue.addends[addends++] = walk_.rows(skipped[0], first);
     if (skipped.size() > 1) epilogue.addends[addends++] = walk_.sum_beside(skipped, 2, first, last);
     if (s == 0 && run_.state_grads[iteration].data)
       epilogue.addends[addends++] = walk_.load_beside(run_.state_grads[iteration], 1, first, last, 0);
     if (wants.masked) epilogue.mask = input;
     convolve(group, stage, run_.filters[iteration * count_ + s], grad, walk_.rows(c + 1, first), epilogue);
-    if (c + 1 == walk_.order.convolutions() && run_.grad_input.data) walk_.store(run_.grad_input, c + 1, first, last);
+    if (c + 1 == walk_.order().convolutions() && run_.grad_input.data) walk_.store(run_.grad_input, c + 1, first, last);
   }
 
   const BackwardRun& run_;

@@ -12,20 +12,39 @@ namespace rdk {
 
 class BandWalk {
  public:
-  // `buffers` hold the windows and `beside` further buffers, all of bands.rows rows, zero but for an earlier walk's
+  // `buffers` hold the windows and `beside` further buffers, all of bands.rows rows, zero but for what an
+  // earlier walk left
   BandWalk(const Group& group, const BandPlan& bands, std::vector<BandStage> stages, float* buffers)
-      : order(group.plan.geometry.height, bands.step, std::move(stages)),
+      : order_(group.plan.geometry.height, bands.step, std::move(stages)),
         height_(group.plan.geometry.height),
         plan_(group.plan),
         group_{group.kernels, plan_, group.crew, group.first_image, 1},
         buffers_(buffers),
-        firsts_(order.convolutions() + 1, -plan_.geometry.border) {
+        firsts_(order_.convolutions() + 1, -plan_.geometry.border) {
     plan_.geometry.padded_height = bands.rows;
-    for (int window = 0; window <= order.convolutions(); ++window)
+    for (int window = 0; window <= order_.convolutions(); ++window)
       clear(buffer(window), 0, plan_.geometry.border);  // the zeros above the map
   }
 
-  Bands order;
+  // Down the map: the rows of `source` come into window 0, and convolution(c, first, last) makes those of window c + 1.
+  // What a step stores was all read in this step or before, so that it may be stored where it came from.
+  template <class F>
+  void run(const MapView& source, F convolution) {
+    while (!order_.finished()) {
+      for (int window = 0; window <= order_.convolutions(); ++window) {
+        const int first = order_.done(window), last = order_.next(window);
+        if (first == last) continue;
+        open(window, last);
+        if (window == 0)
+          load_group(group(last - first), below(source, first), rows(0, first));
+        else
+          convolution(window - 1, first, last);
+        close(window, last);
+      }
+    }
+  }
+
+  const Bands& order() const { return order_; }
 
   // This image as a group of maps `rows` rows high, until one of other rows is asked for.
   const Group& group(int rows) {
@@ -36,7 +55,7 @@ class BandWalk {
   // A stage of the plan for rows first … last-1 of convolution `c`.
   StagePlan stage(int c, const StagePlan& whole, int first, int last) const {
     StagePlan band = whole;
-    band.rows = order.tiles(c, first, last);
+    band.rows = order_.tiles(c, first, last);
     band.grid_rows = whole.grid_rows < last - first ? whole.grid_rows : last - first;
     return band;
   }
@@ -44,30 +63,7 @@ class BandWalk {
   // A window's rows from `row` on, as convolve() takes a buffer: the border above it belongs to it.
   float* rows(int window, int row) const { return from(buffer(window), row - firsts_[window]); }
 
-  // Makes room for the rows of a window up to `last`.
-  void open(int window, int last) {
-    const int needed = order.needed(window);
-    if (order.room(window, last) - firsts_[window] <= plan_.geometry.padded_height) return;
-    const Geometry& geometry = plan_.geometry;
-    const int64_t floats = (order.done(window) - needed) * geometry.row();
-    group_.crew.each(geometry.blocks, [&](int64_t block, Space& space) {
-      Stopwatch watch(space, kMove);
-      float* start = buffer(window) + block * geometry.block();
-      std::memmove(start, start + (needed - firsts_[window]) * geometry.row(), sizeof(float) * floats);
-    });
-    firsts_[window] = needed;
-  }
-
-  // The window has had its rows up to `last`.
-  void close(int window, int last) {
-    order.advance(window, last);
-    if (last == height_) clear(buffer(window), height_ - firsts_[window], plan_.geometry.padded_height);
-  }
-
-  // Rows first … last-1 of a map into a window that is open for them; from a window or a buffer back into a map.
-  void load(const MapView& map, int window, int first, int last) {
-    load_group(group(last - first), below(map, first), rows(window, first));
-  }
+  // Rows first … last-1 of a window into a map, in place of its own or added to them.
   void store(const MapView& map, int window, int first, int last) {
     store_group(group(last - first), below(map, first), rows(window, first));
   }
@@ -78,7 +74,7 @@ class BandWalk {
   // Rows first … last-1 of a map in buffer `number` beside the windows, with `around` rows above and below, zeros where
   // the map has none; seen from row `first` on. The group is one of these rows again.
   float* load_beside(const MapView& map, int number, int first, int last, int around) {
-    float* data = buffer(order.convolutions() + 1 + number);
+    float* data = buffer(order_.convolutions() + 1 + number);
     const int top = first - around, begin = top < 0 ? 0 : top, end = last + around < height_ ? last + around : height_;
     if (begin > top) clear(data, 0, begin - top);
     if (end < last + around) clear(data, end - top, plan_.geometry.padded_height);
@@ -89,7 +85,7 @@ class BandWalk {
 
   // The sum of several windows' rows, in buffer `number` beside them.
   float* sum_beside(const std::vector<int>& windows, int number, int first, int last) {
-    float* sum = from(buffer(order.convolutions() + 1 + number), 0);
+    float* sum = from(buffer(order_.convolutions() + 1 + number), 0);
     const Geometry& geometry = plan_.geometry;
     const int64_t floats = (last - first) * geometry.row(), border = geometry.border * geometry.row();
     group_.crew.each(geometry.blocks, [&](int64_t block, Space& space) {
@@ -103,6 +99,26 @@ class BandWalk {
   }
 
  private:
+  // Makes room for the rows of a window up to `last`.
+  void open(int window, int last) {
+    const int needed = order_.needed(window);
+    if (order_.room(window, last) - firsts_[window] <= plan_.geometry.padded_height) return;
+    const Geometry& geometry = plan_.geometry;
+    const int64_t floats = (order_.done(window) - needed) * geometry.row();
+    group_.crew.each(geometry.blocks, [&](int64_t block, Space& space) {
+      Stopwatch watch(space, kMove);
+      float* start = buffer(window) + block * geometry.block();
+      std::memmove(start, start + (needed - firsts_[window]) * geometry.row(), sizeof(float) * floats);
+    });
+    firsts_[window] = needed;
+  }
+
+  // The window has had its rows up to `last`.
+  void close(int window, int last) {
+    order_.advance(window, last);
+    if (last == height_) clear(buffer(window), height_ - firsts_[window], plan_.geometry.padded_height);
+  }
+
   float* buffer(int number) const { return buffers_ + number * plan_.geometry.image(); }
 
   float* from(float* data, int row) const { return data + (row - plan_.geometry.border) * plan_.geometry.row(); }
@@ -119,6 +135,7 @@ class BandWalk {
                   sizeof(float) * (last - first) * geometry.row());
   }
 
+  Bands order_;
   const int height_;
   Plan plan_;
   Group group_;

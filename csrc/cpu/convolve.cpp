@@ -1,5 +1,5 @@
 // Cuts a convolution into chunks of tiles: input transform, product, output transform; moves groups in and out.
-// Called by forward.cpp and backward.cpp.
+// Called by forward.cpp, backward.cpp, forward_bands.cpp, backward_bands.cpp, band_walk.h and parameter_sums.cpp.
 #include "convolve.h"
 
 #include <algorithm>

@@ -1,5 +1,6 @@
 // One convolution over a group of blocked images, and the moves between maps and groups. Included by forward.h,
-// backward.h and bindings.h; called by forward.cpp and backward.cpp.
+// backward.h, parameter_sums.h, band_walk.h and bindings.h; called by forward.cpp, backward.cpp, their bands, and
+// parameter_sums.cpp.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -14,20 +14,8 @@ class BandForward {
         walk_(group, run.plan.forward_bands,
               forward_stages(run.plan, (run.iterations - 1) * count_ + run.stages_of_last), buffers) {}
 
-  // The rows of a map that a step stores were all read in this step or before: a run may end in the map it began with.
   void operator()() {
-    while (!walk_.order.finished()) {
-      for (int window = 0; window <= walk_.order.convolutions(); ++window) {
-        const int first = walk_.order.done(window), last = walk_.order.next(window);
-        if (first == last) continue;
-        walk_.open(window, last);
-        if (window == 0)
-          walk_.load(run_.state, 0, first, last);
-        else
-          convolve_rows(window - 1, first, last);
-        walk_.close(window, last);
-      }
-    }
+    walk_.run(run_.state, [&](int c, int first, int last) { convolve_rows(c, first, last); });
   }
 
  private:
@@ -36,7 +24,7 @@ class BandForward {
     Epilogue epilogue = epilogue_of(run_, c);
     int addends = 0;
     if (s == 0 && run_.inject.data) epilogue.addends[addends++] = walk_.load_beside(run_.inject, 0, first, last, 0);
-    for (int skip : walk_.order.stage(c).addends) epilogue.addends[addends++] = walk_.rows(skip, first);
+    for (int skip : walk_.order().stage(c).addends) epilogue.addends[addends++] = walk_.rows(skip, first);
     convolve(walk_.group(last - first), walk_.stage(c, run_.plan.stage_plans[s], first, last),
              run_.parameters[c].filter, walk_.rows(c, first), walk_.rows(c + 1, first), epilogue);
     if (run_.tapes[c].data) walk_.store(run_.tapes[c], c + 1, first, last);

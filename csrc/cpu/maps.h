@@ -1,5 +1,5 @@
 // Between maps of any strides and blocked buffers, image by image; sums over pixels. Included by filter_transform.h
-// and kernel_table.h; called by convolve.cpp and backward.cpp.
+// and kernel_table.h; called by convolve.cpp, parameter_sums.cpp, backward.cpp and band_walk.h.
 #pragma once
 
 namespace rdk::RDK_ISA {

@@ -1,6 +1,6 @@
 // The small matrix products at every point: outputs from inputs and filters, and sums of weight gradients from
-// inputs and gradients. Included by kernel_table.h; called by convolve.cpp and backward.cpp, fma_flops by
-// bindings.cpp.
+// inputs and gradients. Included by kernel_table.h; called by convolve.cpp and parameter_sums.cpp, fma_flops
+// by bindings.cpp.
 #pragma once
 #include "tables.h"
 

@@ -1,5 +1,5 @@
 // Tiles of a blocked buffer to transformed points: of the input (overlapping tiles) and of the gradient (the
-// outputs' adjoint). Included by kernel_table.h; called by convolve.cpp and backward.cpp.
+// outputs' adjoint). Included by kernel_table.h; called by convolve.cpp and parameter_sums.cpp.
 #pragma once
 #include "tables.h"
 
