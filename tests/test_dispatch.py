@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "no problem near this one" in str(measured.slower_than_eager("cpu", p))
     monkeypatch.setattr(measured, "tables", list)
     assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
+
+
+@pytest.mark.parametrize("shape", [(200_000, 4, 5, 5), (1, 4, 2_000, 2_000), (2, 4, 5, 5)])
+def test_more_work_than_was_measured_is_known(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0)])
+    p = problem(rdk.RecurrentConv(4, 3), torch.empty(1).expand(shape))
+    assert measured.slower_than_eager("cpu", p) is None
+    assert measured.slower_than_eager("cpu", replace(p, iterations=10_000)) is None
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0, batch=10_000)])
+    few = problem(rdk.RecurrentConv(4, 3), torch.empty(1).expand(2, 4, 5, 5))
+    assert "no problem near this one" in str(measured.slower_than_eager("cpu", few))
+
+
+def test_few_channels_are_not_what_was_measured_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "tables", lambda: [table(2.0, channels=16)])
+    answers = [measured.slower_than_eager("cpu", problem(rdk.RecurrentConv(c, 3), X[:, :c])) for c in (3, 4)]
+    assert "no problem near this one" in str(answers[0]) and answers[1] is None
 
 
 def test_a_caller_is_answered_by_the_eager_that_he_would_get(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ benchmarks/environment.py.
 The nearest record decides.
   - Equal must be pass, dtype, precision, norm and dilation; a linear record speaks for linear problems only.
   - Distance is the sum of absolute differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter
-    of it), of iterations and of stages, in which residual networks differ from single convolutions. Iterations beyond the most
-    measured count as the most.
-  - Of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` is not preferred.
+    of it), of iterations and of stages, in which residual networks differ from single convolutions. Iterations and pixels beyond
+    the most measured count as the most.
+  - Of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` is not preferred, nor
+    is one for fewer channels than a `LEAST_CHANNELS`-th of the least measured: kernels pad them, eager does not.
   - A table speaks for its device alone: a CPU without one for its instruction set runs eager. Of several of a device those of
     the very hardware decide, by its name in measured_on; hardware that nobody has measured is answered by all of them.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from math import exp, inf, log, log2
@@ -40,6 +42,7 @@ from rdk.backends.base import Problem
 
 FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
+LEAST_CHANNELS = 4  # a quarter of a padded block is worth its time, less is not
 MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
 VECTOR_BYTES = 16  # the triton backend's loads: rows of other sizes are loaded element by element, by other tiles
 
@@ -97,11 +100,15 @@ def slower_than_eager(backend: str, problem: Problem, layout: str = "any") -> st
     own = [table for table in of_device if table["measured_on"].get("hardware") == hardware]
     records = [record for table in own or of_device for record in table["records"]]
     comparable = [record for record in records if _comparable(backend, record, problem)]
-    # more iterations than were measured cost the same each: they are no reason to take a problem for unknown
-    iterations = min(problem.iterations, max((record["iterations"] for record in comparable), default=0))
-    distances = [(_distance(record, problem, iterations), record) for record in comparable]
+    # more iterations or pixels than were measured cost the same each: they are no reason to take a problem for unknown
+    most = [max(numbers) for numbers in zip(*map(_amounts, comparable), strict=True)]
+    pixels = problem.shape[2] * problem.shape[3] if problem.kind == "conv" else 1
+    amounts = map(min, (problem.iterations, pixels * problem.shape[0], pixels), most)
+    asked = (*amounts, problem.channels, len(problem.stages))
+    distances = [(_distance(record, asked), record) for record in comparable]
     least = min((distance for distance, _ in distances), default=inf)
-    if least > MAX_DISTANCE:
+    too_few = LEAST_CHANNELS * problem.channels < min((record["channels"] for record in comparable), default=0)
+    if least > MAX_DISTANCE or too_few:
         return f"no problem near this one was measured on {name!r}"
     nearest = [record for distance, record in distances if distance < least + 1e-9]
     speedup = exp(sum(log(_speedup(record, layout)) for record in nearest) / len(nearest))
@@ -129,16 +136,18 @@ def _speedup(record: Record, layout: str) -> float:
     return float(record["speedup_in_layout"] if record.get("layout") == layout else record["speedup"])
 
 
-def _distance(record: Record, problem: Problem, iterations: int) -> float:
-    pixels = problem.shape[2] * problem.shape[3] if problem.kind == "conv" else 1
-    map_pixels = record["height"] * record["width"]
-    return (
-        _doublings(record["channels"], problem.channels)
-        + _doublings(map_pixels * record["batch"], pixels * problem.shape[0])
-        + MAP_WEIGHT * _doublings(map_pixels, pixels)
-        + _doublings(record["iterations"], iterations)
-        + _doublings(record["stages"], len(problem.stages))
-    )
+def _amounts(record: Record) -> tuple[int, int, int]:
+    """Iterations, pixels of the whole batch, and of a map."""
+    pixels = record["height"] * record["width"]
+    return record["iterations"], pixels * record["batch"], pixels
+
+
+def _distance(record: Record, asked: Sequence[int]) -> float:
+    """asked: as _amounts, then channels and stages."""
+    found = (*_amounts(record), record["channels"], record["stages"])
+    doublings = [_doublings(*pair) for pair in zip(found, asked, strict=True)]
+    doublings[2] *= MAP_WEIGHT
+    return sum(doublings)
 
 
 def _doublings(measured: int, asked: int) -> float:
