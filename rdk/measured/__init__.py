@@ -42,7 +42,7 @@ from rdk.backends.base import Problem
 
 FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
-LEAST_CHANNELS = 4  # a quarter of a padded block is worth its time, less is not
+LEAST_CHANNELS = 4  # kernels pad channels to a block: of so few, records of many say nothing
 MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
 VECTOR_BYTES = 16  # the triton backend's loads: rows of other sizes are loaded element by element, by other tiles
 
@@ -145,9 +145,8 @@ def _amounts(record: Record) -> tuple[int, int, int]:
 def _distance(record: Record, asked: Sequence[int]) -> float:
     """asked: as _amounts, then channels and stages."""
     found = (*_amounts(record), record["channels"], record["stages"])
-    doublings = [_doublings(*pair) for pair in zip(found, asked, strict=True)]
-    doublings[2] *= MAP_WEIGHT
-    return sum(doublings)
+    weights = (1.0, 1.0, MAP_WEIGHT, 1.0, 1.0)
+    return sum(weight * _doublings(*pair) for weight, *pair in zip(weights, found, asked, strict=True))
 
 
 def _doublings(measured: int, asked: int) -> float:
