@@ -20,7 +20,7 @@ from benchmarks.measure import Outcome
 from benchmarks.problem import PRECISIONS, Precision, Problem
 from benchmarks.timing import Patience
 from benchmarks.workloads import CPU_SHAPES, MAZE_SHAPES, WORKLOADS, Case
-from rdk import dispatch, measured
+from rdk import budget, dispatch, measured
 
 FOLDER = Path(measured.__file__).parent
 WRITE_EVERY = 30.0  # seconds: what a run that is killed may lose
@@ -33,7 +33,9 @@ ESTIMATED_FLOP_PER_SECOND = {"cpu": 1e11, "cuda": 2e14}
 
 def grid(device_type: str, quick: bool) -> list[Case]:
     """Networks over channels, maps, batches and iterations, without those that take long; the benchmark's own shapes among them."""
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
     if device_type == "cpu":
+        channels = (4, 8, *channels)
         sizes = [(32, 32), (64, 28), (128, 9), (128, 32), (256, 16), (512, 16)] if quick else None
         batches: tuple[int, ...] = (1, 16) if quick else (1, 32)
         iterations: tuple[int, ...] = (1, 10) if quick else (1, 5, 20)
@@ -42,7 +44,7 @@ def grid(device_type: str, quick: bool) -> list[Case]:
         sizes = [(64, 28), (128, 9), (128, 32), (256, 16), (512, 16)] if quick else None
         batches, iterations = ((1, 64), (1, 8)) if quick else ((1, 16, 128), (1, 4, 16))
         own = [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
-    sizes = sizes or list(product((16, 32, 64, 128, 256, 512), (8, 13, 32)))
+    sizes = sizes or list(product(channels, (8, 13, 32)))
     cases = [*_products(sizes, batches, iterations), *_dilated(batches, iterations), *own]
     limit = (QUICK_STEP_SECONDS if quick else STEP_SECONDS)[device_type]
     rate = ESTIMATED_FLOP_PER_SECOND[device_type]
@@ -247,4 +249,4 @@ class Table:
         fresh.replace(self.path)
         self.written = time.monotonic()
         measured.tables.cache_clear()
-        dispatch.choose.cache_clear()
+        budget.forget()

@@ -119,7 +119,7 @@ class Arranged(NamedTuple):
 
     weights: list[Tensor]
     biases: list[Tensor]
-    stages: list[StageSpec]
+    stages: tuple[StageSpec, ...]
 
 
 class KeptStages(tuple[Stage, ...]):
@@ -186,7 +186,7 @@ def _arranged(stages: Sequence[Stage]) -> Arranged | None:
             biases.append(bias)
     if biases and len(biases) != len(weights):
         return None
-    return Arranged(weights, biases, specs)
+    return Arranged(weights, biases, tuple(specs))
 
 
 def prepare_sound(x: Tensor, found: Arranged, iterations: int) -> Prepared:
@@ -198,7 +198,7 @@ def prepare_sound(x: Tensor, found: Arranged, iterations: int) -> Prepared:
         weights=found.weights,
         biases=found.biases,
         norms=[],
-        stages=tuple(found.stages),
+        stages=found.stages,
         iterations=iterations,
         return_states=False,
         checkpoint="none",
@@ -259,6 +259,11 @@ def _why_only_eager(stages: Sequence[Stage], norm_modules: list[nn.Module]) -> s
     if any(stage.norm is None for stage in stages):
         return "some stages have a norm and others have none"
     return norms.why_not_fused(norm_modules)
+
+
+def needs_own_operators() -> bool:
+    """Whether only PyTorch's own operators can run any call at all here."""
+    return _is_transformed() or _is_traced()
 
 
 def _is_traced() -> bool:

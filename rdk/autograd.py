@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from rdk import batched, ops
+from rdk.budget import Settled
+from rdk.norms import NormTensors
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # out, kept maps, means, variances
+MaybeOutputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # None for what holds nothing
 
 SECOND_BACKWARD = (
     "rdk: the backward of a recurrent call cannot itself be differentiated (a gradient penalty or a second-order method "
@@ -19,29 +23,27 @@ SECOND_BACKWARD = (
 )
 
 _ORDINARY_TENSORS = (Tensor, nn.Parameter)
-_ORDINARY_DEVICES = ("cpu", "cuda")
 
 
-def recurrent_fwd(
-    x: Tensor,
-    inject: Tensor | None,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    norm_weights: list[Tensor],
-    norm_biases: list[Tensor],
-    *settings: Any,
-) -> Outputs:
-    """torch.ops.rdk.recurrent_fwd, whose last setting says whether a gradient is asked for."""
-    lists = [weights, biases, norm_weights, norm_biases]
-    tensors = [x, inject, *(tensor for part in lists for tensor in part)]
-    if _unheard(tensors):
-        return _differentiable(None, lists, settings, tensors) if settings[-1] else _run(x, inject, *lists, *settings)
+def recurrent_fwd(*arguments: Any) -> Outputs:
+    """torch.ops.rdk.recurrent_fwd, by way of the dispatcher."""
     _offer_flops()
-    result: Outputs = torch.ops.rdk.recurrent_fwd(x, inject, *lists, *settings)
+    result: Outputs = torch.ops.rdk.recurrent_fwd(*arguments)
     return result
 
 
-def _unheard(tensors: Sequence[Tensor | None]) -> bool:
+def past_dispatcher(
+    settled: Settled, x: Tensor, inject: Tensor | None, weights: list[Tensor], biases: list[Tensor], norm: NormTensors
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What recurrent_fwd computes, for a problem that is settled and of tensors that are `unheard`: the output and, with norm,
+    means and variances."""
+    way, lists = Settlement(settled, norm), [weights, biases, norm.weights, norm.biases]
+    run = way.forward if settled.schedule is None else partial(_differentiable, way)
+    out, _, means, variances = run(x, inject, lists)
+    return out, means, variances
+
+
+def unheard(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nobody could tell a call of the operator's implementation from one through the dispatcher, which takes tens of
     microseconds over a Python operator of so many arguments: no tracer, mode or profiler is on, and no tensor is of a class or
     device of its own."""
@@ -50,16 +52,9 @@ def _unheard(tensors: Sequence[Tensor | None]) -> bool:
     if torch._C._autograd._profiler_enabled():
         return False
     for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in _ORDINARY_TENSORS or tensor.device.type not in _ORDINARY_DEVICES
-        ):
+        if tensor is not None and not (type(tensor) in _ORDINARY_TENSORS and (tensor.is_cpu or tensor.is_cuda)):
             return False
     return True
-
-
-def _run(*arguments: Any) -> Outputs:
-    result: Outputs = ops.run_forward(*arguments)
-    return result
 
 
 def _offer_flops() -> None:
@@ -70,6 +65,49 @@ def _offer_flops() -> None:
         flops.offer()
 
 
+class Settlement(NamedTuple):
+    """How RecurrentOperator computes past the dispatcher."""
+
+    settled: Settled
+    norm: NormTensors
+
+    def forward(self, x: Tensor, inject: Tensor | None, lists: Sequence[list[Tensor]]) -> MaybeOutputs:
+        given: list[Any] = [x, inject, *lists, self.norm.eps, self.norm.means, self.norm.variances]
+        return ops.forward_settled(self.settled, *given)
+
+    def backward(self, tensors: Sequence[Any], needs: list[bool]) -> Sequence[Tensor | None]:
+        """tensors: as recurrent_bwd takes them, lists among them."""
+        given: list[Any] = [*tensors, self.norm.eps, needs]
+        return ops.backward_settled(self.settled, *given)
+
+    def settings(self) -> tuple[Any, ...]:
+        """As recurrent_bwd takes them, from eps to threads."""
+        return ops.settings_of(self.settled, self.norm.eps)
+
+
+class Dispatched(NamedTuple):
+    """How RecurrentOperator goes on where the dispatcher called it, with its keys and what follows recurrent_fwd's tensors."""
+
+    keys: Any
+    given: tuple[Any, ...]
+
+    def forward(self, x: Tensor, inject: Tensor | None, lists: Sequence[list[Tensor]]) -> MaybeOutputs:
+        """Traced or computed, once autograd has had its turn."""
+        with torch._C._AutoDispatchBelowAutograd():
+            operator = torch.ops.rdk.recurrent_fwd.default
+            keys = self.keys & torch._C._after_autograd_keyset
+            result: MaybeOutputs = operator.redispatch(keys, x, inject, *lists, *self.given)
+            return result
+
+    def backward(self, tensors: Sequence[Any], needs: list[bool]) -> Sequence[Tensor | None]:
+        given: list[Any] = [*tensors, *self.settings(), needs]
+        grads = ops.run_backward(*given)
+        return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+    def settings(self) -> tuple[Any, ...]:
+        return self.given[:-3]
+
+
 class RecurrentOperator(torch.autograd.Function):
     """The operator under autograd, whose tensors are all arguments of their own: where some stand in lists, what
     torch.library.register_autograd makes of them takes longer than the kernels on a small map."""
@@ -77,47 +115,45 @@ class RecurrentOperator(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        keys: Any,
+        way: Settlement | Dispatched,
         lengths: list[int],
-        settings: tuple[Any, ...],
         x: Tensor,
         inject: Tensor | None,
         *listed: Tensor,
-    ) -> Outputs:
-        out, kept, means, variances = _below_autograd(keys, x, inject, *_lists(listed, lengths), *settings)
+    ) -> MaybeOutputs:
+        out, kept, means, variances = way.forward(x, inject, _lists(listed, lengths))
+        ctx.way, ctx.lengths = way, lengths
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(kept, means, variances)
-        ctx.lengths, ctx.settings = lengths, settings[:-3]
         ctx.save_for_backward(x, inject, out, kept, means, variances, *listed)
-        return out, kept, means, variances
+        rest = (
+            kept if type(way) is Dispatched else None,
+            means,
+            variances,
+        )  # nobody but the dispatcher is given kept maps
+        ctx.mark_non_differentiable(*[tensor for tensor in rest if tensor is not None])
+        return out, *rest
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        way, lengths, needs = ctx.way, ctx.lengths, list(ctx.needs_input_grad[2:])
         x, inject, out, kept, means, variances, *listed = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[3:])
         if grad_out is None:
-            return (None,) * (3 + len(needs))
+            return (None,) * (2 + len(needs))
         if batched.is_batched(grad_out):
-            eps, iterations, stages, norm_training, return_states, *_ = ctx.settings
+            eps, iterations, stages, norm_training, return_states, *_ = way.settings()
             asked = batched.backward(
-                grad_out, [x, inject, *listed], ctx.lengths, needs, means, variances, eps, iterations,
+                grad_out, [x, inject, *listed], lengths, needs, means, variances, eps, iterations,
                 ops.stages_of(stages), norm_training, return_states,
             )  # fmt: skip
-            return (None, None, None, *asked)
-        tensors = (grad_out, x, out, kept, means, variances, inject)
-        run: Callable[..., list[Tensor]] = ops.run_backward
-        if torch.is_grad_enabled() or not _unheard((*tensors, *listed)):
-            _offer_flops()
-            run = torch.ops.rdk.recurrent_bwd
-        grads = run(*tensors, *_lists(listed, ctx.lengths), *ctx.settings, needs)
-        return (None, None, None, *[grad if need else None for grad, need in zip(grads, needs, strict=True)])
-
-
-def _differentiable(
-    keys: Any, lists: Sequence[list[Tensor]], settings: tuple[Any, ...], tensors: Sequence[Tensor | None]
-) -> Outputs:
-    result: Outputs = RecurrentOperator.apply(keys, [len(part) for part in lists], settings, *tensors)
-    return result
+            return (None, None, *asked)
+        lists = _lists(listed, lengths)
+        if not torch.is_grad_enabled() and unheard((grad_out, x, inject, out, kept, means, variances, *listed)):
+            given = (grad_out, x, out, kept, means, variances, inject, *lists)
+            return (None, None, *way.backward(given, needs))
+        _offer_flops()
+        outputs = ops.filled(x, out, kept, means, variances)
+        grads = torch.ops.rdk.recurrent_bwd(grad_out, x, *outputs, inject, *lists, *way.settings(), needs)
+        return (None, None, *[grad if need else None for grad, need in zip(grads, needs, strict=True)])
 
 
 def _lists(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
@@ -129,17 +165,6 @@ def _lists(tensors: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tenso
     return parts
 
 
-def _below_autograd(keys: Any, *arguments: Any) -> Outputs:
-    """The operator once autograd has had its turn: traced or computed, as the dispatcher goes on; without keys, which only the
-    dispatcher gives, computed here."""
-    if keys is None:
-        return _run(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        operator = torch.ops.rdk.recurrent_fwd.default
-        result: Outputs = operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
-        return result
-
-
 def _from_dispatcher(
     keys: Any,
     x: Tensor,
@@ -149,12 +174,20 @@ def _from_dispatcher(
     norm_weights: list[Tensor],
     norm_biases: list[Tensor],
     *settings: Any,
-) -> Outputs:
-    lists = [weights, biases, norm_weights, norm_biases]
-    tensors = [x, inject, *(tensor for part in lists for tensor in part)]
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _differentiable(keys, lists, settings, tensors)
-    return _below_autograd(keys, x, inject, *lists, *settings)
+) -> MaybeOutputs:
+    lists, way = [weights, biases, norm_weights, norm_biases], Dispatched(keys, settings)
+    tensors = [tensor for part in lists for tensor in part]
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, inject, *tensors)):
+        return _differentiable(way, x, inject, lists)
+    return way.forward(x, inject, lists)
+
+
+def _differentiable(
+    way: Settlement | Dispatched, x: Tensor, inject: Tensor | None, lists: Sequence[list[Tensor]]
+) -> MaybeOutputs:
+    tensors = [tensor for part in lists for tensor in part]
+    result: MaybeOutputs = RecurrentOperator.apply(way, [len(part) for part in lists], x, inject, *tensors)
+    return result
 
 
 def _refuse_second_backward(ctx: Any, *grads: Any) -> Any:

@@ -26,8 +26,8 @@ def backward(
     tensors: Sequence[Tensor | None],
     lengths: Sequence[int],
     needs: Sequence[bool],
-    means: Tensor,
-    variances: Tensor,
+    means: Tensor | None,
+    variances: Tensor | None,
     eps: Sequence[float],
     iterations: int,
     stages: Sequence[StageSpec],
@@ -41,7 +41,7 @@ def backward(
     in the operator. Differentiable where the backward under way is.
     """
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(means.device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(grad_out.device.type, enabled=False):
         # views: a tensor that stands in two places has a gradient in each
         x, inject, *rest = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         lists = []
@@ -51,7 +51,8 @@ def backward(
         weights, biases, norm_weights, norm_biases = lists
         norms: list[Callable[[Tensor], Tensor]] = []
         for row, (weight, bias) in enumerate(zip(norm_weights, norm_biases, strict=True)):
-            running = (None, None) if norm_training else (means[row], variances[row])
+            given = not norm_training and means is not None and variances is not None
+            running = (means[row], variances[row]) if given else (None, None)  # type: ignore[index]
             norms.append(partial(_normed, running=running, weight=weight, bias=bias, eps=eps[row]))
         out = eager.plain(x, inject, weights, biases, norms, stages, iterations, return_states)  # type: ignore[arg-type]
         places = [x, inject, *weights, *biases, *norm_weights, *norm_biases]

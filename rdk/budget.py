@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 
 from rdk import checkpoint, dispatch
-from rdk.backends.base import Problem
+from rdk.backends.base import Backend, Problem, StageSpec
+from rdk.backends.layout import dense, is_channels_last
 from rdk.checkpoint import Schedule
 from rdk.dispatch import Decision
+
+
+class Settled(NamedTuple):
+    """A problem with all that is decided upon it: the same in a call's forward, its backward and their fakes."""
+
+    problem: Problem
+    backend: str
+    runner: Backend  # of this name
+    schedule: Schedule | None  # None: no backward follows, and nothing is kept for one
+    checkpoint: str  # what the schedule was made of: its kind
+    amount: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.problem.device
 
 
 def fixed_bytes(problem: Problem, backend: str) -> int:
@@ -43,10 +62,67 @@ def choose(problem: Problem, request: str, kind: str, amount: int, layout: str =
     )
 
 
-def settle(problem: Problem, request: str, kind: str, amount: int) -> tuple[str, Schedule]:
-    """Backend and schedule of a training call: the same in its forward, its backward and their fakes.
+@lru_cache(maxsize=4096)
+def settle(problem: Problem, request: str, kind: str, amount: int) -> Settled:
+    """Backend and schedule of a call.
 
     Raises BudgetError where no schedule keeps the budget, BackendError where a named backend refuses.
     """
-    chosen = choose(problem, request, kind, amount).backend
-    return chosen, checkpoint.resolve(problem, kind, amount, fixed_bytes(problem, chosen))
+    return _scheduled(problem, choose(problem, request, kind, amount).backend, kind, amount)
+
+
+def _scheduled(problem: Problem, backend: str, kind: str, amount: int) -> Settled:
+    schedule = None
+    if problem.needs_grad:
+        schedule = checkpoint.resolve(problem, kind, amount, fixed_bytes(problem, backend))
+    return Settled(problem, backend, dispatch.get(backend), schedule, kind, amount)
+
+
+class Ordinary(NamedTuple):
+    """What is decided for an ordinary call: tied stages without norms on a state on the CPU, that nothing is asked of beside."""
+
+    settled: Settled
+    dense: bool  # whether a state of these strides is in one of the two layouts
+
+
+@lru_cache(maxsize=4096)
+def settle_ordinary(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    stages: tuple[StageSpec, ...],
+    bias: bool,
+    iterations: int,
+    needs_grad: bool,
+    precision: str,
+    threads: int,
+    request: str,
+) -> Ordinary:
+    """As settle, by what such a call is known by: making its problem and finding what was decided upon it takes longer than
+    many a small map's convolutions. Raises BackendError where a named backend refuses."""
+    like = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    problem = Problem(
+        kind="conv" if len(shape) == 4 else "linear",
+        stages=stages,
+        shape=tuple(shape),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        iterations=iterations,
+        tied=True,
+        bias=bias,
+        inject=False,
+        norm_training=False,
+        needs_grad=needs_grad,
+        return_states=False,
+        precision=precision,
+        threads=threads,
+    )
+    layout = "channels_last" if is_channels_last(like) else "contiguous"
+    chosen = choose(problem, request, "none", 0, layout).backend
+    return Ordinary(_scheduled(problem, chosen, "none", 0), dense(like) is like)
+
+
+def forget() -> None:
+    """Decides upon every problem anew from here on: for who changes what decisions are made of."""
+    for memory in (dispatch.choose, settle, settle_ordinary):
+        memory.cache_clear()

@@ -86,6 +86,11 @@ def set_cpu_precision(precision: str) -> None:
     _cpu_precision = precision
 
 
+def cpu_precision() -> str:
+    """The arithmetic of the cpu backend in force."""
+    return _cpu_precision
+
+
 def precision_of(device: torch.device, dtype: torch.dtype, kind: str = "conv") -> str:
     """The arithmetic in force: the cpu backend's mode, or on CUDA PyTorch's own TF32 switch for a `kind` of layer, "conv" or
     "linear".

@@ -50,7 +50,8 @@ def backward(grad_out: Tensor, x: Tensor, *arguments: Any, out_val: Any = None) 
         x, inject, weights, biases, iterations=iterations, stages=ops.stages_of(stages), norm_training=norm_training,
         return_states=return_states, precision=precision, needs_grad=True, threads=threads,
     )  # fmt: skip
-    _, schedule = budget.settle(problem, backend, kind, amount)
+    schedule = budget.settle(problem, backend, kind, amount).schedule
+    assert schedule is not None
     again = checkpoint.recomputed_convolutions(problem, schedule)
     return (_gradients(problem, needs[0], needs[2 : 2 + len(weights)]) + again) * _of_one_stage(x)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rdk import arguments, autograd, budget, checks, dispatch, norms, ops
-from rdk.arguments import Prepared, Stage
+from rdk.arguments import Arranged, Prepared, Stage
 from rdk.backends import eager
 from rdk.backends.base import Problem
 from rdk.backends.layout import dense, is_channels_last
 
 __all__ = ["Stage", "recurrent"]
+
+
+REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 class Route(NamedTuple):
@@ -24,6 +28,7 @@ class Route(NamedTuple):
     backend: str  # "none" where no iteration is run; a traced call's may be "auto", resolved inside the operator
     plain: bool  # as the loop of eager.plain, outside the operator
     reasons: dict[str, str]  # for each other backend, why not; empty for a traced call
+    problem: Problem | None = None  # upon which was decided, where it was by one
 
 
 _NOTHING = Route("none", False, dict.fromkeys(dispatch.NAMES, "no iteration is run"))
@@ -73,11 +78,12 @@ def recurrent(
         sound = arguments.sound(x, stages, iterations, start)
         if sound is not None:
             found, products = sound
-            weights, biases, specs = found
-            if _is_tiny(products * iterations, iterations * len(specs)) and dispatch.requested(backend) == "auto":
+            request = dispatch.requested(backend)
+            if request == "auto" and _is_tiny(products * iterations, iterations * len(found.stages)):
                 # autograd takes longer over an operation in place than so small a map saves
-                in_place = not torch.is_grad_enabled()
-                return eager.plain(x, None, weights, biases, (), specs, iterations, False, in_place)
+                return _plain_ordinary(x, found, iterations, in_place=not torch.is_grad_enabled())
+            if products * iterations > 0 and not arguments.needs_own_operators():
+                return _ordinary(x, found, iterations, request)
             call = arguments.prepare_sound(x, found, iterations)
     if call is None:
         call = arguments.prepare(x, stages, iterations, start, inject, return_states, checkpoint, memory_budget, owner)
@@ -87,7 +93,7 @@ def recurrent(
         if return_states:
             return call.x.new_empty((0, *x.shape))
         return x if call.x.dtype == x.dtype else call.x.reshape(x.shape)
-    out = _plain(call) if route.plain else _operator(call, route.backend)
+    out = _plain(call) if route.plain else _operator(call, route)
     if call.x.dim() == x.dim():
         return out
     return out.reshape((*out.shape[:1], *x.shape) if return_states else x.shape)
@@ -115,8 +121,9 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
         if _is_tiny(call.x.numel() * (call.weights[0].numel() // call.x.shape[1]) * convolutions, convolutions):
             return _plain_route("the call is too small to gain from it")
     layout = "channels_last" if is_channels_last(call.x) else "contiguous"
-    chosen, reasons = budget.choose(problem_of(call), request, call.checkpoint, call.amount, layout)
-    return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons)
+    problem = problem_of(call)
+    chosen, reasons = budget.choose(problem, request, call.checkpoint, call.amount, layout)
+    return Route(chosen, chosen == "eager" and (call.checkpoint == "none" or not call.needs_grad), reasons, problem)
 
 
 def _plain_route(reason: str) -> Route:
@@ -161,31 +168,71 @@ def _plain(call: Prepared) -> Tensor:
     )
 
 
-def _operator(call: Prepared, backend: str) -> Tensor:
+def _operator(call: Prepared, route: Route) -> Tensor:
     x = dense(call.x)
     inject = None if call.inject is None else dense(call.inject)
-    tensors = norms.gather(call.norms, x)
-    out, _, means, variances = autograd.recurrent_fwd(
-        x,
-        inject,
-        call.weights,
-        call.biases,
-        tensors.weights,
-        tensors.biases,
-        tensors.eps,
-        call.iterations,
-        ops.stage_numbers(call.stages),
-        tensors.training,
-        call.return_states,
-        call.checkpoint,
-        call.amount,
-        backend,
-        dispatch.precision_of(x.device, x.dtype, "conv" if x.dim() == 4 else "linear"),
-        dispatch.threads(),
-        tensors.means,
-        tensors.variances,
-        call.needs_grad,
-    )
-    if tensors.training:
+    norm = norms.gather(call.norms, x)
+    means: Tensor | None
+    variances: Tensor | None
+    if route.problem is not None and autograd.unheard(
+        (x, inject, *call.weights, *call.biases, *norm.weights, *norm.biases)
+    ):
+        settled = budget.settle(route.problem, route.backend, call.checkpoint, call.amount)
+        out, means, variances = autograd.past_dispatcher(settled, x, inject, call.weights, call.biases, norm)
+    else:
+        out, _, means, variances = autograd.recurrent_fwd(
+            x,
+            inject,
+            call.weights,
+            call.biases,
+            norm.weights,
+            norm.biases,
+            norm.eps,
+            call.iterations,
+            ops.stage_numbers(call.stages),
+            norm.training,
+            call.return_states,
+            call.checkpoint,
+            call.amount,
+            route.backend,
+            dispatch.precision_of(x.device, x.dtype, "conv" if x.dim() == 4 else "linear"),
+            dispatch.threads(),
+            norm.means,
+            norm.variances,
+            call.needs_grad,
+        )
+    if norm.training and means is not None and variances is not None:
         norms.update_running_statistics(call.norms, means, variances, x.numel() // x.shape[1])
     return out
+
+
+def _ordinary(x: Tensor, found: Arranged, iterations: int, request: str) -> Tensor:
+    """A call that arguments.sound lets pass, of any size: what `decide` and `_operator` would make of it, by what was settled
+    for the last one like it."""
+    weights, biases, stages = found
+    needs_grad = torch.is_grad_enabled() and any(map(REQUIRES_GRAD, (x, *weights, *biases)))
+    precision = dispatch.cpu_precision()
+    settled, as_it_is = budget.settle_ordinary(
+        x.shape,
+        x.stride(),
+        x.dtype,
+        stages,
+        bool(biases),
+        iterations,
+        needs_grad,
+        precision,
+        dispatch.threads(),
+        request,
+    )
+    if settled.backend == "eager":
+        return _plain_ordinary(x, found, iterations, in_place=True)
+    state = x if as_it_is else dense(x)
+    if autograd.unheard((state,)):
+        return autograd.past_dispatcher(settled, state, None, weights, biases, norms.NO_NORM)[0]
+    settings = ops.settings_of(settled, [])
+    return autograd.recurrent_fwd(state, None, weights, biases, [], [], *settings, [], [], needs_grad)[0]
+
+
+def _plain_ordinary(x: Tensor, found: Arranged, iterations: int, in_place: bool) -> Tensor:
+    weights, biases, stages = found
+    return eager.plain(x, None, weights, biases, (), stages, iterations, False, in_place)

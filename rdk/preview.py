@@ -129,7 +129,9 @@ def _planned(call: Prepared, route: Route) -> Plan:
         states = n - 1
         fixed = eager_workspace.plain_bytes(problem)
     else:
-        _, schedule = budget.settle(problem, route.backend, call.checkpoint, call.amount)
+        settled = budget.settle(problem, route.backend, call.checkpoint, call.amount)
+        assert settled.schedule is not None
+        schedule = settled.schedule
         fixed = budget.fixed_bytes(problem, route.backend)
         kept, live = planner.kept_maps(problem, schedule), planner.live_maps(problem, schedule)
         states = planner.kept_states(problem, schedule)

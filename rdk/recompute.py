@@ -7,32 +7,36 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Problem, Store
+from rdk.backends.base import Backend, Call, Gradients, Needs, ParameterGradients, Store
 from rdk.backends.layout import aligned, channels_last, empty_maps, empty_outside, outside
 from rdk.checkpoint import Schedule, kept_maps, kept_positions, kept_states, segment_bounds, split
 
 
-def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) -> tuple[Tensor, Tensor]:
-    """All iterations. Returns the output (last state, or every state) in the layout of x, and the kept maps.
+def forward(backend: Backend, call: Call, x: Tensor, schedule: Schedule | None) -> tuple[Tensor, Tensor | None]:
+    """All iterations. Returns the output (last state, or every state) in the layout of x, and the kept maps, if there are any.
 
-    Without a schedule nothing is kept: kept has length 0.
+    Without a schedule nothing is kept.
     """
     problem = call.problem
     n = problem.iterations
-    state = _taken(backend, problem, x)
-    kept = backend.empty_maps(kept_maps(problem, schedule) if schedule else 0, state)
+    any_layout = backend.any_layout(problem)
+    state = x if any_layout else _taken(x)
     store = Store(record_statistics=problem.norm_training)
-    if schedule:
+    kept: Tensor | None = None
+    if schedule and (count := kept_maps(problem, schedule)):
+        kept = backend.empty_maps(count, state)
         states = kept_states(problem, schedule)
         if states:
-            store.positions, store.states = kept_positions(n, schedule)[:states], kept[:states]
+            store.positions = kept_positions(n, schedule)[:states]
+            store.states = kept if states == count else kept[:states]
         if schedule.taped and problem.tape_maps:
             store.tape_first, store.tapes = n - schedule.taped, kept[states:]
     if problem.return_states:
-        store.positions, store.states = range(1, n + 1), _empty_states(backend, problem, x)
+        shape = (n, *x.shape)
+        store.positions, store.states = range(1, n + 1), empty_outside(shape, x) if any_layout else empty_maps(n, x)
     last = backend.forward(call, state, 0, n, store)
     out = store.states if problem.return_states and store.states is not None else last
-    return outside(out, like=x), kept
+    return out if any_layout else outside(out, like=x), kept
 
 
 def backward(
@@ -41,34 +45,32 @@ def backward(
     schedule: Schedule,
     x: Tensor,
     out: Tensor,
-    kept: Tensor,
+    kept: Tensor | None,
     grad_out: Tensor,
     needs: Needs,
 ) -> tuple[Tensor, ParameterGradients]:
     """The gradient of x, in its layout, and those of the parameters. Writes into no argument."""
-    expected = kept_maps(call.problem, schedule)
-    if kept.shape[0] != expected:
+    problem = call.problem
+    expected, got = kept_maps(problem, schedule), 0 if kept is None else kept.shape[0]
+    if got != expected:
         raise RuntimeError(
-            f"rdk: the forward kept {kept.shape[0]} maps and the backward plans with {expected}: a hook on saved tensors "
+            f"rdk: the forward kept {got} maps and the backward plans with {expected}: a hook on saved tensors "
             f"changed them, or rdk was replaced between the two. Run the forward again."
         )
-    x_taken, out_taken = (_taken(backend, call.problem, maps) for maps in (x, out))
-    if expected:  # a hook on saved tensors may have brought them back in another layout
+    if kept is not None:  # a hook on saved tensors may have brought them back in another layout
         kept = channels_last(kept)
-    reversal = _Reversal(backend, call, schedule, x_taken, out_taken, kept, needs)
-    grad = reversal.run(_taken(backend, call.problem, grad_out))
-    return outside(grad, like=x), reversal.gradients.finish()
-
-
-def _taken(backend: Backend, problem: Problem, maps: Tensor) -> Tensor:
-    return maps if backend.any_layout(problem) else aligned(channels_last(maps))
-
-
-def _empty_states(backend: Backend, problem: Problem, x: Tensor) -> Tensor:
-    """Room for the state after every iteration."""
     if backend.any_layout(problem):
-        return empty_outside((problem.iterations, *x.shape), like=x)
-    return empty_maps(problem.iterations, x)
+        reversal = _Reversal(backend, call, schedule, x, out, kept, needs)
+        grad = reversal.run(grad_out)
+    else:
+        reversal = _Reversal(backend, call, schedule, _taken(x), _taken(out), kept, needs)
+        grad = outside(reversal.run(_taken(grad_out)), like=x)
+    return grad, reversal.gradients.finish()
+
+
+def _taken(maps: Tensor) -> Tensor:
+    """Maps as a backend of one layout takes them."""
+    return aligned(channels_last(maps))
 
 
 class _Reversal:
@@ -78,14 +80,22 @@ class _Reversal:
     """
 
     def __init__(
-        self, backend: Backend, call: Call, schedule: Schedule, x: Tensor, out: Tensor, kept: Tensor, needs: Needs
+        self,
+        backend: Backend,
+        call: Call,
+        schedule: Schedule,
+        x: Tensor,
+        out: Tensor,
+        kept: Tensor | None,
+        needs: Needs,
     ) -> None:
         self.backend, self.call, self.schedule = backend, call, schedule
         self.problem = call.problem
         self.gradients: Gradients = backend.gradients(call, needs)
         self.x, self.out = x, out
         count = kept_states(self.problem, schedule)
-        self.kept_states, self.kept_tapes = kept[:count], kept[count:]
+        self.kept_states = kept if self.problem.tape_maps == 0 else None if kept is None else kept[:count]
+        self.kept_tapes = None if kept is None or self.problem.tape_maps == 0 else kept[count:]
         positions = kept_positions(self.problem.iterations, schedule)[:count]
         self.slot_of = {position: slot for slot, position in enumerate(positions)}
         self.state_grads: Tensor | None = None
@@ -99,8 +109,7 @@ class _Reversal:
             self.grad = self._before_relu(grad_out, self.out)
         del grad_out
         if self.schedule.taped:
-            tapes = self.kept_tapes if self.problem.tape_maps else None
-            self._reverse_run(start, n, self._state(start), self._known_states(start, n), tapes)
+            self._reverse_run(start, n, self._state(start), self._known_states(start, n), self.kept_tapes)
         bounds = segment_bounds(n, self.schedule)
         if self.problem.tape_maps == 0 and start == len(bounds) - 1 > 0:  # every state is known: one run, no tape
             self._reverse_run(0, start, self.x, self._known_states(0, start), None)
@@ -119,6 +128,7 @@ class _Reversal:
             return self.x
         if self.problem.return_states:
             return self.out[iteration - 1]
+        assert self.kept_states is not None
         return self.kept_states[self.slot_of[iteration]]
 
     def _known_states(self, first: int, last: int) -> Tensor | None:
@@ -127,8 +137,10 @@ class _Reversal:
             return None
         if self.problem.return_states:
             return self.out[first : last - 1]
-        slot = self.slot_of.get(first + 1)
-        return None if slot is None else self.kept_states[slot : slot + last - first - 1]
+        slot, maps, count = self.slot_of.get(first + 1), self.kept_states, last - first - 1
+        if slot is None or maps is None:
+            return None
+        return maps if slot == 0 and len(maps) == count else maps[slot : slot + count]
 
     def _reverse_run(self, first: int, last: int, state: Tensor, states: Tensor | None, tapes: Tensor | None) -> None:
         self.grad = self.gradients.run(first, last, state, states, tapes, self.grad, self.state_grads)

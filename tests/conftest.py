@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from rdk import budget
+
 # read by triton when it is imported, which no import above does: its kernels run on CPU tensors where there is no GPU
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -26,6 +28,14 @@ def poisoned_and_seeded() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def decided_anew() -> Iterator[None]:
+    """For a test that changes what decisions are made of: those of other tests do not count in it, nor its own elsewhere."""
+    budget.forget()
+    yield
+    budget.forget()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,13 +43,13 @@ class Marked(torch.Tensor):
 def ways_taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Filled with one entry per entrance of an operator from here on: whether it went past the dispatcher."""
     taken: list[bool] = []
-    decide = autograd._unheard
+    decide = autograd.unheard
 
     def note(tensors: Any) -> bool:
         taken.append(decide(tensors))
         return taken[-1]
 
-    monkeypatch.setattr(autograd, "_unheard", note)
+    monkeypatch.setattr(autograd, "unheard", note)
     return taken
 
 
@@ -76,7 +76,7 @@ def test_both_ways_give_the_same_bits(
     with torch.no_grad():
         alone = module(x, **asked)
     assert taken == [True] * (2 if backend == "eager" else 3)  # without a gradient to take, eager is no operator
-    monkeypatch.setattr(autograd, "_unheard", lambda tensors: False)
+    monkeypatch.setattr(autograd, "unheard", lambda tensors: False)
     for norm in (part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)):
         norm.reset_running_stats()
     through = step(module, x, **asked)
@@ -155,14 +155,14 @@ def test_gradients_become_grad_without_a_copy_and_are_nobody_elses_memory(
 ) -> None:
     """Autograd takes a gradient as it is where nobody else holds the tensor, so two that share memory would change together."""
     made: list[int] = []
-    run = ops.run_backward
+    run = ops.backward_settled
 
-    def note(*arguments: Any) -> list[torch.Tensor]:
-        gradients = run(*arguments)
-        made.extend(gradient.data_ptr() for gradient in gradients if gradient.numel())
+    def note(*arguments: Any) -> list[torch.Tensor | None]:
+        gradients: list[torch.Tensor | None] = run(*arguments)
+        made.extend(gradient.data_ptr() for gradient in gradients if gradient is not None)
         return gradients
 
-    monkeypatch.setattr(ops, "run_backward", note)
+    monkeypatch.setattr(ops, "backward_settled", note)
     module = rdk.RecurrentResidual(6, 2, tied=tied, norm=norm, bias=True, checkpoint=1, backend=backend)
     x, inject = (torch.randn(2, 6, 5, 4, requires_grad=True) for _ in range(2))
     y = module(x, inject=inject, return_states=return_states)

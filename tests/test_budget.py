@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cpu_cases import needs_cpu_backend
@@ -19,12 +17,9 @@ SHAPE = (1, 256, 8, 8)
 
 
 @pytest.fixture(autouse=True)
-def _cpu_is_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _cpu_is_ahead(monkeypatch: pytest.MonkeyPatch, decided_anew: None) -> None:
     """Every backend counts as measured ahead of eager, so "auto" takes the cpu backend."""
     monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem, layout: None)
-    rdk.dispatch.choose.cache_clear()
-    yield
-    rdk.dispatch.choose.cache_clear()
 
 
 def smallest(backend: str, return_states: bool = False) -> int:

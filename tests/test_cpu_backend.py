@@ -129,7 +129,7 @@ def test_weights_and_their_gradients_of_any_layout(
     """The same bits as contiguous ones, and nothing is written between the gradient's values."""
     shape, stages = [1, channels, size, size], [1, 1, -1]
     weight = torch.randn(channels, channels, 3, 3)
-    laid_out = WEIGHT_LAYOUTS[layout](weight)
+    laid_out, nothing = WEIGHT_LAYOUTS[layout](weight), torch.empty(0)
     with instruction_set(isa):
         for backward in (False, True):
             filters = [torch.ops.rdk.cpu_filters([w], shape, stages, precision, backward) for w in (weight, laid_out)]
@@ -142,7 +142,7 @@ def test_weights_and_their_gradients_of_any_layout(
         whole = got._base if got._base is not None else got
         whole.fill_(float("nan"))
         for gradient in (expected, got):
-            torch.ops.rdk.cpu_weight_gradients(sums, [gradient], shape, stages, precision)
+            torch.ops.rdk.cpu_parameter_gradients(sums, nothing, [gradient], [], shape, stages, precision)
     assert torch.equal(got, expected)
     got.fill_(0.0)
     assert whole.isnan().sum() == whole.numel() - got.numel()
@@ -382,21 +382,21 @@ def test_operators_say_what_came_instead() -> None:
 
     def forward(state: torch.Tensor, biases: list[torch.Tensor], slots: list[int]) -> None:
         ops.cpu_forward(
-            state, None, nothing, biases, None, stages, "fast", 1, 1, None, None, slots, None, [-1], 0, 1, 1, nothing
+            state, None, nothing, biases, None, stages, "fast", 1, 1, None, None, slots, None, [-1], 0, 1, 1
         )  # fmt: skip
 
     with pytest.raises(RuntimeError, match=r"got the shape \[4, 8\] and the stages \[1, 1\]\."):
         ops.cpu_plan([4, 8], [1, 1], "fast", 1, False, False)
     with pytest.raises(RuntimeError, match=r"float32 weights .*, got Double \[4, 4, 3, 3\] on cpu\."):
         ops.cpu_filters([weight.double()], maps.shape, stages, "fast", False)
-    with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2\."):
-        ops.cpu_weight_gradients(nothing, [weight, weight], maps.shape, stages, "fast")
+    with pytest.raises(RuntimeError, match=r"each of 1 stages, got 2 of weights and 0 of biases\."):
+        ops.cpu_parameter_gradients(nothing, nothing, [weight, weight], [], maps.shape, stages, "fast")
     with pytest.raises(
         RuntimeError, match=r"sums \(copies, \d+ or more\) .*, got Float \[1, 3\] with strides \[3, 1\]"
     ):
-        ops.cpu_weight_gradients(torch.empty(1, 3), [weight], maps.shape, stages, "fast")
+        ops.cpu_parameter_gradients(torch.empty(1, 3), nothing, [weight], [], maps.shape, stages, "fast")
     with pytest.raises(RuntimeError, match=r"sums \(copies, \d+ or more\) .*, got Float \[0, 100000\]"):
-        ops.cpu_weight_gradients(torch.empty(0, 100_000), [weight], maps.shape, stages, "fast")
+        ops.cpu_parameter_gradients(torch.empty(0, 100_000), nothing, [weight], [], maps.shape, stages, "fast")
     for shape, flat in (([1, 4, 8, 8], []), ([1, 4, 0, 8], stages), ([1, -4, 8, 8], stages)):
         with pytest.raises(RuntimeError, match=r"expected a stage, channels and pixels, got the shape \[1, "):
             ops.cpu_filters([weight], shape, flat, "fast", False)

@@ -15,7 +15,7 @@ from memory_cases import held_maps
 from torch import Tensor
 
 import rdk
-from rdk import dispatch
+from rdk import budget, dispatch
 from rdk.backends.base import Problem, StageSpec
 from rdk.backends.cuda import BACKEND, CudaBackend
 from rdk.backends.cuda_kernels import Kernels
@@ -38,9 +38,9 @@ def replaced_by(standin: CudaBackend) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CudaBackend, "unavailable", lambda self: None)
         patch.setattr(dispatch, "backend_named", lambda name: standin if name == "cuda" else find(name))
-        dispatch.choose.cache_clear()
+        budget.forget()
         yield
-    dispatch.choose.cache_clear()
+    budget.forget()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 import rdk
-from rdk import dispatch, functional, measured, recompute
-from rdk.arguments import Prepared
+from rdk import autograd, budget, measured, recompute
 
 LARGE = torch.randn(2, 16, 14, 14)  # with four iterations too large to count as tiny
 
@@ -72,18 +71,18 @@ CALLS: list[tuple[Any, torch.Tensor]] = [
 ]
 
 
+@pytest.mark.usefixtures("decided_anew")
 @pytest.mark.parametrize("module,x", CALLS)
 def test_the_call_runs_as_explain_and_plan_say(module: Any, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    operator = functional._operator
+    operator = autograd.past_dispatcher
 
-    def record(call: Prepared, backend: str) -> torch.Tensor:
-        asked.append(backend)
-        return operator(call, backend)
+    def record(settled: budget.Settled, *tensors: Any) -> Any:
+        asked.append(settled.backend)
+        return operator(settled, *tensors)
 
-    monkeypatch.setattr(functional, "_operator", record)
+    monkeypatch.setattr(autograd, "past_dispatcher", record)
     monkeypatch.setattr(measured, "slower_than_eager", lambda name, problem, layout: None)
-    monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # not what was found earlier
     module(x)
     assert rdk.explain(module, x).forward == (asked[0] if asked else "eager (plain autograd)")
     assert rdk.plan(module, x.shape).backend == (asked[0] if asked else "eager")
@@ -94,7 +93,7 @@ def test_the_call_runs_as_explain_and_plan_say(module: Any, x: torch.Tensor, mon
 def test_plan_lists_the_states_that_are_kept(
     kw: dict[str, Any], return_states: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[torch.Tensor] = []
+    kept: list[torch.Tensor | None] = []
     forward = recompute.forward
 
     def record(*arguments: Any) -> Any:
@@ -106,7 +105,7 @@ def test_plan_lists_the_states_that_are_kept(
     module(LARGE, return_states=return_states)
     plan = rdk.plan(module, LARGE.shape, return_states=return_states)
     tapes = plan.taped_iterations if "norm" in kw else 0
-    assert len(plan.states) == len(kept[0]) - tapes
+    assert len(plan.states) == (0 if kept[0] is None else len(kept[0]) - tapes)
     assert plan.states == ((2, 4) if len(plan.states) else ())
     # plain autograd keeps the input of every convolution, with a norm as without
     assert rdk.plan(module, LARGE.shape, checkpoint="none").states == (1, 2, 3, 4)

@@ -80,12 +80,11 @@ void huge_pages(const at::Tensor& tensor) {
 #endif
 }
 
-Workforce workforce(const Plan& plan, const at::Tensor& workspace, int64_t workers, int64_t buffer_floats,
-                    bool together) {
-  const int64_t floats = workers * plan.worker_floats(buffer_floats) + kBlock;
-  TORCH_CHECK(workspace.numel() >= floats, "rdk: the workspace holds ", workspace.numel(), " floats, expected ", floats,
-              " for ", workers, " workers and groups of ", plan.group, " images.");
-  // whole cache lines
+at::Tensor workspace(const Plan& plan, int64_t workers, int64_t buffer_floats) {
+  return scratch(workers * plan.worker_floats(buffer_floats) + kBlock);  // a block more, to start on a cache line
+}
+
+Workforce workforce(const at::Tensor& workspace, int64_t workers, int64_t buffer_floats, bool together) {
   auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr<float>());
   auto* aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
   return {aligned, buffer_floats, static_cast<int>(workers), together, parallel, {}};

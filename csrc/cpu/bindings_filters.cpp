@@ -1,5 +1,5 @@
-// rdk::cpu_filters, cpu_zero_sums and cpu_weight_gradients: between weights (C, C, 3, 3) and their values at the
-// Winograd points; called by rdk/backends/cpu_runs.py and cpu_norm.py.
+// rdk::cpu_filters, cpu_zero_sums and cpu_parameter_gradients: between weights (C, C, 3, 3) and their values at the
+// Winograd points, and from sums to gradients; called by rdk/backends/cpu_runs.py, cpu_norm.py and bindings_whole.cpp.
 #include <torch/library.h>
 
 #include "bindings.h"
@@ -37,7 +37,20 @@ FilterArgs filter_args(const Geometry& geometry, const at::Tensor& weight, bool 
   return args;
 }
 
-// The transformed filters of all weights, one after another; weight i is of stage i modulo the stages.
+// Sums over the copies of one stage's bias gradient, in their order.
+void bias_gradient(const at::Tensor& sums, int64_t stage, const at::Tensor& gradient) {
+  const int64_t channels = gradient.numel(), copies = sums.size(0), copy = sums.stride(0), step = gradient.stride(0);
+  const double* data = sums.data_ptr<double>() + stage * sums.stride(1);
+  float* result = gradient.data_ptr<float>();
+  for (int64_t c = 0; c < channels; ++c) {
+    double total = 0;
+    for (int64_t i = 0; i < copies; ++i) total += data[i * copy + c];
+    result[c * step] = static_cast<float>(total);
+  }
+}
+
+}  // namespace
+
 at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef shape, at::IntArrayRef stages,
                        c10::string_view precision, bool transposed) {
   const Plan plan = plan_of(shape, stages, precision);
@@ -61,22 +74,28 @@ at::Tensor cpu_filters(const std::vector<at::Tensor>& weights, at::IntArrayRef s
   return result;
 }
 
-// Where weight gradients are summed at the points, before the first: (copies, floats) of zeros.
-at::Tensor cpu_zero_sums(int64_t copies, int64_t floats) {
-  return scratch(copies * floats).zero_().view({copies, floats});
+std::tuple<at::Tensor, at::Tensor> cpu_zero_sums(int64_t copies, int64_t weight_floats, int64_t stages,
+                                                 int64_t channels) {
+  const int64_t padded = (channels + kBlock - 1) / kBlock * kBlock;
+  return {scratch(copies * weight_floats).zero_().view({copies, weight_floats}),
+          at::zeros({copies, stages, padded}, at::kDouble)};
 }
 
-// Weight gradients from their sums at the points, sums: (copies, floats); an empty gradient is not wanted.
-void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>& gradients, at::IntArrayRef shape,
-                          at::IntArrayRef stages, c10::string_view precision) {
+void cpu_parameter_gradients(const at::Tensor& sums, const at::Tensor& bias_sums,
+                             const std::vector<at::Tensor>& gradients, const std::vector<at::Tensor>& bias_gradients,
+                             at::IntArrayRef shape, at::IntArrayRef stages, c10::string_view precision) {
   const Plan plan = plan_of(shape, stages, precision);
-  const int64_t blocks = plan.geometry.blocks;
-  TORCH_CHECK(gradients.size() == plan.stages.size(), "rdk: expected one gradient for each of ", plan.stages.size(),
-              " stages, got ", gradients.size(), ".");
+  const int64_t blocks = plan.geometry.blocks, count = static_cast<int64_t>(plan.stages.size());
+  TORCH_CHECK(
+      gradients.size() == plan.stages.size() && (bias_gradients.empty() || bias_gradients.size() == plan.stages.size()),
+      "rdk: expected one gradient for each of ", count, " stages, got ", gradients.size(), " of weights and ",
+      bias_gradients.size(), " of biases.");
   std::vector<int64_t> offsets{0};
   for (const StagePlan& stage : plan.stage_plans) offsets.push_back(offsets.back() + stage.filter_floats);
-  TORCH_CHECK(sums.scalar_type() == at::kFloat && sums.device().is_cpu() && sums.dim() == 2 && sums.size(0) > 0 &&
-                  sums.stride(1) == 1 && sums.size(1) >= offsets.back(),
+  bool any = false;
+  for (const at::Tensor& gradient : gradients) any = any || gradient.numel() > 0;
+  TORCH_CHECK(!any || (sums.scalar_type() == at::kFloat && sums.device().is_cpu() && sums.dim() == 2 &&
+                       sums.size(0) > 0 && sums.stride(1) == 1 && sums.size(1) >= offsets.back()),
               "rdk: expected float32 sums (copies, ", offsets.back(), " or more) with stride 1 on the CPU, got ",
               sums.scalar_type(), " ", sums.sizes(), " with strides ", sums.strides(), " on ", sums.device(), ".");
   auto transform = [&](int task) {
@@ -90,17 +109,33 @@ void cpu_weight_gradients(const at::Tensor& sums, const std::vector<at::Tensor>&
     args.copy_stride = sums.stride(0);
     kernels().weight_gradient[plan.stage_plans[s].filter_kind()](args);
   };
-  run_parallel(parallel, static_cast<int>(gradients.size() * blocks), transform);
+  if (any) run_parallel(parallel, static_cast<int>(gradients.size() * blocks), transform);
+  for (int64_t s = 0; s < static_cast<int64_t>(bias_gradients.size()); ++s) {
+    const at::Tensor& gradient = bias_gradients[s];
+    if (gradient.numel() == 0) continue;
+    TORCH_CHECK(gradient.scalar_type() == at::kFloat && gradient.device().is_cpu() && gradient.dim() == 1 &&
+                    gradient.size(0) == plan.geometry.channels,
+                "rdk: expected a float32 gradient (", plan.geometry.channels, ",) of a bias on the CPU, got ",
+                gradient.scalar_type(), " ", gradient.sizes(), " on ", gradient.device(), ".");
+    TORCH_CHECK(bias_sums.scalar_type() == at::kDouble && bias_sums.device().is_cpu() && bias_sums.dim() == 3 &&
+                    bias_sums.size(1) == count && bias_sums.size(2) >= gradient.size(0) && bias_sums.stride(2) == 1,
+                "rdk: expected float64 sums (copies, ", count, ", ", gradient.size(0),
+                " or more) with stride 1 on the CPU, got ", bias_sums.scalar_type(), " ", bias_sums.sizes(), " on ",
+                bias_sums.device(), ".");
+    bias_gradient(bias_sums, s, gradient);
+  }
 }
 
-}  // namespace
 }  // namespace rdk::binding
 
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_filters(Tensor[] weights, int[] shape, int[] stages, str precision, bool transposed) -> Tensor",
         &cpu_filters);
-  m.def("cpu_zero_sums(int copies, int floats) -> Tensor", &cpu_zero_sums);
-  m.def("cpu_weight_gradients(Tensor sums, Tensor(a!)[] gradients, int[] shape, int[] stages, str precision) -> ()",
-        &cpu_weight_gradients);
+  m.def("cpu_zero_sums(int copies, int weight_floats, int stages, int channels) -> (Tensor weights, Tensor biases)",
+        &cpu_zero_sums);
+  m.def(
+      "cpu_parameter_gradients(Tensor sums, Tensor bias_sums, Tensor(a!)[] gradients, Tensor(b!)[] bias_gradients, "
+      "int[] shape, int[] stages, str precision) -> ()",
+      &cpu_parameter_gradients);
 }

@@ -1,5 +1,5 @@
 // rdk::cpu_forward and rdk::cpu_backward: a run of iterations over some images of a batch; called by
-// rdk/backends/cpu_runs.py and cpu_norm.py.
+// rdk/backends/cpu_runs.py, cpu_norm.py and bindings_whole.cpp.
 #include <torch/library.h>
 
 #include "backward.h"
@@ -37,14 +37,14 @@ void expect_iterations(int64_t iterations, const BandPlan& bands) {
               " iterations of a map of this size in one run, got ", iterations, ".");
 }
 
-// norm: (3, iterations * stages, C) of means, scales and shifts. The state after the last iteration goes to `out`,
-// where given.
+}  // namespace
+
 void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& inject, const at::Tensor& filters,
                  const std::vector<at::Tensor>& biases, const std::optional<at::Tensor>& norm, at::IntArrayRef stages,
                  c10::string_view precision, int64_t iterations, int64_t stages_of_last,
                  const std::optional<at::Tensor>& out, const std::optional<at::Tensor>& states,
                  at::IntArrayRef state_slots, const std::optional<at::Tensor>& tapes, at::IntArrayRef tape_slots,
-                 int64_t first_image, int64_t last_image, int64_t workers, const at::Tensor& workspace) {
+                 int64_t first_image, int64_t last_image, int64_t workers) {
   ForwardRun run{&kernels(),
                  plan_of(state.sizes(), stages, precision),
                  static_cast<int>(iterations),
@@ -84,20 +84,19 @@ void cpu_forward(const at::Tensor& state, const std::optional<at::Tensor>& injec
         {filter, biases.empty() ? nullptr : bias.data() + parameter * padded, norm_row(0), norm_row(1), norm_row(2)});
     filter += plan.stage_plans[row % count].filter_floats;
   }
-  Workforce force = workforce(plan, workspace, workers, plan.forward_buffer_floats, false);
+  const at::Tensor space = workspace(plan, workers, plan.forward_buffer_floats);
+  Workforce force = workforce(space, workers, plan.forward_buffer_floats, false);
   run_forward(run, first_image, last_image, force);
   record(force);
 }
 
-// states: enter the second and every later iteration of the run. tapes: the other stages' inputs, iteration-major.
-// state_grads: added to the gradient of what enters each iteration but, with from_start, the first.
 void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_input, const at::Tensor& state,
                   const std::optional<at::Tensor>& states, const std::optional<at::Tensor>& tapes,
                   const std::optional<at::Tensor>& state_grads, const std::optional<at::Tensor>& inject_sum,
                   const at::Tensor& filters, at::IntArrayRef stages, c10::string_view precision, int64_t iterations,
                   bool from_start, at::IntArrayRef wants_weight, at::IntArrayRef wants_bias,
                   const at::Tensor& weight_sums, const at::Tensor& bias_sums, int64_t first_image, int64_t last_image,
-                  int64_t workers, const at::Tensor& workspace) {
+                  int64_t workers) {
   BackwardRun run{};
   run.kernels = &kernels();
   run.plan = plan_of(grad.sizes(), stages, precision);
@@ -129,12 +128,12 @@ void cpu_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_
   run.copy_floats = plan.gradient_floats;
   run.bias_sums = bias_sums.data_ptr<double>();
   const bool together = weight_sums.size(0) < workers;
-  Workforce force = workforce(plan, workspace, workers, plan.backward_buffer_floats, together);
+  const at::Tensor space = workspace(plan, workers, plan.backward_buffer_floats);
+  Workforce force = workforce(space, workers, plan.backward_buffer_floats, together);
   run_backward(run, first_image, last_image, force);
   record(force);
 }
 
-}  // namespace
 }  // namespace rdk::binding
 
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
@@ -143,13 +142,13 @@ TORCH_LIBRARY_FRAGMENT(rdk, m) {
       "cpu_forward(Tensor state, Tensor? inject, Tensor filters, Tensor[] biases, Tensor? norm, int[] stages, str "
       "precision, "
       "int iterations, int stages_of_last, Tensor(a!)? out, Tensor(b!)? states, int[] state_slots, Tensor(c!)? tapes, "
-      "int[] tape_slots, int first_image, int last_image, int workers, Tensor(d!) workspace) -> ()",
+      "int[] tape_slots, int first_image, int last_image, int workers) -> ()",
       &cpu_forward);
   m.def(
       "cpu_backward(Tensor grad, Tensor(a!)? grad_input, Tensor state, Tensor? states, Tensor? tapes, Tensor? "
       "state_grads, "
       "Tensor(b!)? inject_sum, Tensor filters, int[] stages, str precision, int iterations, bool from_start, "
       "int[] wants_weight, int[] wants_bias, Tensor(c!) weight_sums, Tensor(d!) bias_sums, int first_image, "
-      "int last_image, int workers, Tensor(e!) workspace) -> ()",
+      "int last_image, int workers) -> ()",
       &cpu_backward);
 }

@@ -97,6 +97,15 @@ at::Tensor scratch(int64_t floats) {
 
 namespace {
 
+// Uninitialised room for `count` maps as `like` (N, C, H, W), with channels innermost.
+at::Tensor cpu_maps(const at::Tensor& like, int64_t count) {
+  TORCH_CHECK(like.dim() == 4 && count >= 0, "rdk: expected a state (N, C, H, W) and a count, got ", like.sizes(),
+              " and ", count, ".");
+  return scratch(count * like.numel())
+      .view({count, like.size(0), like.size(2), like.size(3), like.size(1)})
+      .permute({0, 1, 4, 2, 3});
+}
+
 // Bytes that are kept at most from here on; returns those before.
 int64_t cpu_keep_scratch(int64_t bytes) {
   TORCH_CHECK(bytes >= 0, "rdk: expected 0 or more bytes to keep, got ", bytes, ".");
@@ -109,5 +118,6 @@ int64_t cpu_keep_scratch(int64_t bytes) {
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
   m.def("cpu_scratch(int floats) -> Tensor", &scratch);
+  m.def("cpu_maps(Tensor like, int count) -> Tensor", &cpu_maps);
   m.def("cpu_keep_scratch(int bytes) -> int", &cpu_keep_scratch);
 }

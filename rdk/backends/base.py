@@ -152,7 +152,8 @@ class Gradients(Protocol):
         none or where they are rebuilt from tapes); tapes is as Store.tapes for the run, None where tape_maps is 0.
         grad is the gradient of the last iteration's last sum, before its ReLU. state_grads (n, *shape), if any, holds the
         gradient of the state after each iteration: entries first-1 … last-2 are added here.
-        Returns the gradient before the ReLU of iteration first-1, or, for first = 0, that of the input.
+        Returns the gradient before the ReLU of iteration first-1, or, for first = 0, that of the input, which a backend of
+        any_layout returns in the layout of `state`.
         Writes into none of its arguments.
         """
         ...

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
-from rdk.backends.cpu_runs import Plan, filters_of, plan_for, plan_of, slices, workspace
+from rdk.backends.cpu_runs import Plan, filters_of, gradients_like, plan_for, plan_of, slices
 from rdk.backends.eager import norm_backward
 from rdk.backends.layout import empty_maps
 
@@ -101,11 +101,10 @@ def _convolve(call: Call, iteration: int, stage: int, state: Tensor, filters: Te
     problem = call.problem
     plan = stage_plan(problem, stage)
     bias = [call.biases[call.parameter_index(iteration, stage)]] if call.biases else []
-    space = workspace(plan, plan.forward_floats)
     for images in slices(problem, plan, 1):
         torch.ops.rdk.cpu_forward(
             state, None, filters, bias, None, plan.stages, problem.precision, 1, 1,
-            z, None, [-1], None, [-1], *images, plan.workers, space,
+            z, None, [-1], None, [-1], *images, plan.workers,
         )  # fmt: skip
 
 
@@ -115,7 +114,9 @@ class NormGradients:
     def __init__(self, call: Call, needs: Needs) -> None:
         self.call, self.needs, self.problem = call, needs, call.problem
         self.sums: dict[tuple[str, int], Tensor] = {}
+        self.stage_sums: dict[int, tuple[Tensor, Tensor]] = {}  # of a weight at the points, and of its bias
         self.weights: list[Tensor | None] = [None] * len(call.weights)
+        self.biases: list[Tensor | None] = [None] * len(call.biases)
 
     def run(
         self,
@@ -181,19 +182,15 @@ class NormGradients:
         masked = problem.stages[stage - 1].relu and (iteration > 0 or stage > 0)
         plan = stage_plan(problem, stage, masked)
         out = empty_maps(1, entering)[0] if wants_input else None
-        if ("weights", index) not in self.sums:
+        if index not in self.stage_sums:
             floats = plan.gradient_floats if self.needs.weights[index] else 0
-            padded = -(-problem.channels // 16) * 16
-            self.sums["weights", index] = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats)
-            self.sums["biases", index] = torch.zeros(plan.sum_copies, 1, padded, dtype=torch.float64, device="cpu")
+            self.stage_sums[index] = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats, 1, problem.channels)
         wants_bias = bool(call.biases) and self.needs.biases[index]
-        space = workspace(plan, plan.backward_floats)
         addends = None if addend is None else addend.unsqueeze(0)
         for images in slices(problem, plan, 2):
             torch.ops.rdk.cpu_backward(
                 grad, out, entering, None, None, addends, None, filters, plan.stages, problem.precision, 1, out is None,
-                [int(self.needs.weights[index])], [int(wants_bias)], self.sums["weights", index],
-                self.sums["biases", index], *images, plan.workers, space,
+                [int(self.needs.weights[index])], [int(wants_bias)], *self.stage_sums[index], *images, plan.workers,
             )  # fmt: skip
         return grad.new_zeros(()).expand(grad.shape) if out is None else out
 
@@ -204,18 +201,19 @@ class NormGradients:
             self.sums[name, index] = value.clone() if name == "inject" else value
 
     def _collect(self, iteration: int) -> None:
-        """Weight gradients of the stages of an iteration (of all, when tied) from their sums at the points."""
-        for stage in range(len(self.problem.stages)):
+        """Gradients of the weights and biases of an iteration's stages (of all, when tied) from their sums."""
+        problem, needs = self.problem, self.needs
+        for stage in range(len(problem.stages)):
             index = self.call.parameter_index(iteration, stage)
-            sums = self.sums.pop(("weights", index), None)
-            if sums is None or not self.needs.weights[index]:
-                continue
-            plan = stage_plan(self.problem, stage)
-            gradient = torch.empty_like(self.call.weights[index])
-            torch.ops.rdk.cpu_weight_gradients(
-                sums, [gradient], self.problem.shape, plan.stages, self.problem.precision
-            )
-            self.weights[index] = gradient
+            sums, one = self.stage_sums.pop(index), slice(index, index + 1)
+            weights = gradients_like(self.call.weights[one], needs.weights[one])
+            biases = gradients_like(self.call.biases[one], needs.biases[one])
+            stages = stage_plan(problem, stage).stages
+            torch.ops.rdk.cpu_parameter_gradients(*sums, weights, biases, problem.shape, stages, problem.precision)
+            if needs.weights[index]:
+                self.weights[index] = weights[0]
+            if biases and needs.biases[index]:
+                self.biases[index] = biases[0]
 
     def finish(self) -> ParameterGradients:
         call = self.call
@@ -226,11 +224,6 @@ class NormGradients:
             found = (self.sums.get((name, index)) for index in range(len(like)))
             return [None if s is None else torch.empty_like(t).copy_(s) for s, t in zip(found, like, strict=True)]
 
-        biases: list[Tensor | None] = []
-        for index in range(len(call.biases)):
-            total = self.sums.get(("biases", index))
-            wanted = total is not None and self.needs.biases[index]
-            biases.append(total.sum((0, 1))[: self.problem.channels].float() if wanted else None)  # type: ignore[union-attr]
         inject = None if call.inject is None else collect("inject", [call.inject])[0]
         norm_weights, norm_biases = collect("norm_weights", call.norm_weights), collect("norm_biases", call.norm_biases)
-        return ParameterGradients(inject, self.weights, biases, norm_weights, norm_biases)
+        return ParameterGradients(inject, self.weights, self.biases, norm_weights, norm_biases)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
-from rdk.backends.layout import empty_outside
+from rdk.backends.layout import empty_outside, outside
 
 # The tuning numbers of the C++ stand in csrc/cpu/tables.h, these here:
 # multiply-adds of one operator call, as a direct convolution has them: Python looks for an interrupt between two calls
@@ -101,17 +101,22 @@ def _products(problem: Problem, plan: Plan, iterations: int) -> int:
     return 9 * channels**2 * height * width * round_images * len(plan.filter_floats) * iterations
 
 
-def workspace(plan: Plan, worker_floats: int) -> Tensor:
-    """What the workers of one run write into; 16 floats more, so that it can start on a cache line."""
-    space: Tensor = torch.ops.rdk.cpu_scratch(plan.workers * worker_floats + 16)
-    return space
-
-
 def empty_maps(count: int, like: Tensor) -> Tensor:
     """As layout.empty_maps, in memory that stays with the process."""
-    n, c, h, w = like.shape
-    space: Tensor = torch.ops.rdk.cpu_scratch(count * like.numel())
-    return space.view(count, n, h, w, c).permute(0, 1, 4, 2, 3)
+    maps: Tensor = torch.ops.rdk.cpu_maps(like, count)
+    return maps
+
+
+def is_whole(problem: Problem, plan: Plan, first: int, last: int, backward: bool = False) -> bool:
+    """Whether iterations first … last-1 are a whole call that one operator may take: tied, in one part and one slice."""
+    count = last - first
+    if not problem.tied or count < problem.iterations:
+        return False
+    if count > (plan.backward_iterations if backward else plan.forward_iterations):
+        return False
+    images, channels, height, width = problem.shape
+    products = 9 * channels**2 * height * width * images * len(plan.filter_floats) * count
+    return products * (2 if backward else 1) <= SLICE_PRODUCTS
 
 
 def filters_of(call: Call, plan: Plan, first: int, last: int, transposed: bool) -> Tensor:
@@ -162,22 +167,23 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
     """Backend.forward for stages whose norm, if any, reads given statistics and tapes nothing."""
     problem = call.problem
     plan = plan_of(problem)
-    count = len(problem.stages)
-    space = workspace(plan, plan.forward_floats)
+    if is_whole(problem, plan, first, last) and last not in store.slot_of:
+        norm = norm_constants(call) if problem.norm else None
+        state_slots, tape_slots = _slots(problem, store, first, last)
+        whole: Tensor = torch.ops.rdk.cpu_whole_forward(
+            state, call.inject, call.weights, call.biases, norm, plan.stages, problem.precision, last,
+            store.states, state_slots, store.tapes, tape_slots, plan.workers,
+        )  # fmt: skip
+        return whole
     own: Tensor | None = None
     for begin, end in parts(problem, plan, first, last):
-        state_slots = [store.slot_of.get(position, -1) for position in range(begin + 1, end + 1)]
-        tape_slots = [-1] * ((end - begin) * count)
-        if store.tapes is not None:
-            for iteration in range(max(begin, store.tape_first), end):
-                for stage in range(count - 1):
-                    place = (iteration - store.tape_first) * (count - 1) + stage
-                    tape_slots[(iteration - begin) * count + stage] = place
+        state_slots, tape_slots = _slots(problem, store, begin, end)
         last_slot = state_slots[-1]
         if last_slot < 0 and own is None:
             own = empty_outside(state.shape, like=state)
         out = own if last_slot < 0 else None  # also where the part begins: a map is read before it is written
-        _run(call, plan, state, begin, end, count, out, store.states, state_slots, store.tapes, tape_slots, space)
+        stages_of_last = len(problem.stages)
+        _run(call, plan, state, begin, end, stages_of_last, out, store.states, state_slots, store.tapes, tape_slots)
         if out is None:
             assert store.states is not None
             out = store.states[last_slot]
@@ -185,13 +191,25 @@ def forward(call: Call, state: Tensor, first: int, last: int, store: Store) -> T
     return state
 
 
+def _slots(problem: Problem, store: Store, first: int, last: int) -> tuple[list[int], list[int]]:
+    """The place of every state and every tape of iterations first … last-1 in the store's maps, or -1."""
+    count = len(problem.stages)
+    states = [store.slot_of.get(position, -1) for position in range(first + 1, last + 1)]
+    tapes = [-1] * ((last - first) * count)
+    if store.tapes is not None:
+        for iteration in range(max(first, store.tape_first), last):
+            for stage in range(count - 1):
+                place = (iteration - store.tape_first) * (count - 1) + stage
+                tapes[(iteration - first) * count + stage] = place
+    return states, tapes
+
+
 def tape(call: Call, state: Tensor, iteration: int, tapes: Tensor) -> None:
     """Backend.tape without norm: every stage's output but the last's."""
     plan = plan_of(call.problem)
     count = len(call.problem.stages)
     slots = [*range(count - 1), -1]
-    space = workspace(plan, plan.forward_floats)
-    _run(call, plan, state, iteration, iteration + 1, count - 1, None, None, [-1], tapes, slots, space)
+    _run(call, plan, state, iteration, iteration + 1, count - 1, None, None, [-1], tapes, slots)
 
 
 def _run(
@@ -206,7 +224,6 @@ def _run(
     state_slots: list[int],
     tapes: Tensor | None,
     tape_slots: list[int],
-    space: Tensor,
 ) -> None:
     problem = call.problem
     count = len(problem.stages)
@@ -217,8 +234,16 @@ def _run(
     for images in slices(problem, plan, end - begin):
         torch.ops.rdk.cpu_forward(
             state, call.inject, filters, biases, norm, plan.stages, problem.precision, end - begin, stages_of_last,
-            out, states, state_slots, tapes, tape_slots, *images, plan.workers, space,
+            out, states, state_slots, tapes, tape_slots, *images, plan.workers,
         )  # fmt: skip
+
+
+def gradients_like(parameters: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    """Room for the gradients of parameters, empty for one that nobody wants."""
+    return [
+        torch.empty_like(parameter) if need else parameter.new_empty(0)
+        for parameter, need in zip(parameters, wanted, strict=True)
+    ]
 
 
 class RunGradients:
@@ -227,11 +252,7 @@ class RunGradients:
     def __init__(self, call: Call, needs: Needs) -> None:
         self.call, self.needs, self.problem = call, needs, call.problem
         self.plan = plan_of(call.problem)
-        copies = self.plan.sum_copies
-        blocks = -(-self.problem.channels // 16)
-        wanted = self.plan.gradient_floats if any(needs.weights) else 0
-        self.weight_sums = torch.ops.rdk.cpu_zero_sums(copies, wanted)
-        self.bias_sums = torch.zeros(copies, len(self.problem.stages), 16 * blocks, dtype=torch.float64, device="cpu")
+        self.sums: tuple[Tensor, Tensor] | None = None  # of weights at the points, and of biases
         self.inject_sum: Tensor | None = None
         self.weights: list[Tensor | None] = [None] * len(call.weights)
         self.biases: list[Tensor | None] = [None] * len(call.biases)
@@ -248,6 +269,8 @@ class RunGradients:
     ) -> Tensor:
         if self.inject_sum is None and self.needs.inject and self.call.inject is not None:
             self.inject_sum = torch.zeros_like(self.call.inject)
+        if is_whole(self.problem, self.plan, first, last, backward=True):
+            return self._whole(state, states, tapes, grad, state_grads)
         maps, tied = self.problem.tape_maps, self.problem.tied
         found = (
             parts(self.problem, self.plan, first, last, backward=True)
@@ -263,7 +286,24 @@ class RunGradients:
             own = grad = self._run(begin, end, entering, between, part_tapes, grad, state_grads, own)
             if not tied:
                 self._collect(begin)
-        return grad
+        return outside(grad, like=state) if first == 0 and self.needs.state else grad
+
+    def _whole(
+        self, state: Tensor, states: Tensor | None, tapes: Tensor | None, grad: Tensor, state_grads: Tensor | None
+    ) -> Tensor:
+        """As run, over all iterations, and what _collect does after it."""
+        call, needs, problem, plan = self.call, self.needs, self.problem, self.plan
+        found, *rest = torch.ops.rdk.cpu_whole_backward(
+            grad, state, states, tapes, state_grads, self.inject_sum, call.weights, call.biases, plan.stages,
+            problem.precision, problem.iterations, needs.state, needs.weights, needs.biases, plan.sum_copies,
+            self._floats_of_sums(), plan.workers,
+        )  # fmt: skip
+        count = len(self.weights)
+        self._take(0, rest[:count], rest[count:])
+        return found if needs.state else grad.new_zeros(()).expand(grad.shape)
+
+    def _floats_of_sums(self) -> int:
+        return self.plan.gradient_floats if any(self.needs.weights) else 0
 
     def _run(
         self,
@@ -286,47 +326,47 @@ class RunGradients:
         if wants_input and room is None:
             room = empty_outside(state.shape, like=state)
         out = room if wants_input else None
+        if self.sums is None:
+            count, floats = len(problem.stages), self._floats_of_sums()
+            self.sums = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats, count, problem.channels)
         if state_grads is not None:
             state_grads = state_grads[max(first - 1, 0) : last - 1]
         filters = filters_of(self.call, plan, first, last, transposed=True)
-        space = workspace(plan, plan.backward_floats)
         for images in slices(problem, plan, 2 * (last - first)):
             torch.ops.rdk.cpu_backward(
                 grad, out, state, states, tapes, state_grads, self.inject_sum, filters, plan.stages, problem.precision,
-                last - first, first == 0, wants_weight, wants_bias, self.weight_sums, self.bias_sums, *images,
-                plan.workers, space,
+                last - first, first == 0, wants_weight, wants_bias, *self.sums, *images,
+                plan.workers,
             )  # fmt: skip
         return grad.new_zeros(()).expand(grad.shape) if out is None else out
 
     def _collect(self, iteration: int) -> None:
         """Parameter gradients of the stages from their sums, which start again from zero where an iteration is still to come."""
-        count = len(self.problem.stages)
-        first = self.call.parameter_index(iteration, 0)
-        wanted = self.needs.weights[first : first + count]
-        if any(wanted):
-            weights = self.call.weights[first : first + count]
-            gradients = [
-                torch.empty_like(weight) if need else weight.new_empty(0)
-                for weight, need in zip(weights, wanted, strict=True)
-            ]
-            torch.ops.rdk.cpu_weight_gradients(
-                self.weight_sums, gradients, self.problem.shape, self.plan.stages, self.problem.precision
-            )
+        call, needs, problem = self.call, self.needs, self.problem
+        assert self.sums is not None
+        first = call.parameter_index(iteration, 0)
+        stages = slice(first, first + len(problem.stages))
+        weights = gradients_like(call.weights[stages], needs.weights[stages])
+        biases = gradients_like(call.biases[stages], needs.biases[stages])
+        torch.ops.rdk.cpu_parameter_gradients(
+            *self.sums, weights, biases, problem.shape, self.plan.stages, problem.precision
+        )
+        self._take(first, weights, biases)
+        if iteration > 0:
+            for sums in self.sums:
+                sums.zero_()
+
+    def _take(self, first: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        """Gradients of stages from `first` on, those that are wanted."""
+        for found, gradients, wanted in (
+            (self.weights, weights, self.needs.weights),
+            (self.biases, biases, self.needs.biases),
+        ):
             for stage, gradient in enumerate(gradients):
-                if wanted[stage]:
-                    self.weights[first + stage] = gradient
-            if iteration > 0:
-                self.weight_sums.zero_()
-        if self.call.biases and any(self.needs.biases[first : first + count]):
-            sums = self.bias_sums
-            totals = (sums[0] if len(sums) == 1 else sums.sum(0))[:, : self.problem.channels].float()
-            for stage in range(count):
-                if self.needs.biases[first + stage]:
-                    self.biases[first + stage] = totals[stage].clone()
-            if iteration > 0:
-                self.bias_sums.zero_()
+                if wanted[first + stage]:
+                    found[first + stage] = gradient
 
     def finish(self) -> ParameterGradients:
-        if self.problem.tied:
+        if self.problem.tied and self.sums is not None:
             self._collect(0)
         return ParameterGradients(self.inject_sum, self.weights, self.biases, [], [])

@@ -71,6 +71,8 @@ def outside_strides(shape: Sequence[int], like: Tensor) -> tuple[int, ...]:
 
 def empty_outside(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` in the layout that the state `like` has."""
+    if not is_channels_last(like):
+        return like.new_empty(tuple(shape))
     return like.new_empty_strided(tuple(shape), outside_strides(shape, like))
 
 

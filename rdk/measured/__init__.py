@@ -42,7 +42,7 @@ from rdk.backends.base import Problem
 
 FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
-LEAST_CHANNELS = 4  # kernels pad channels to a block: of so few, records of many say nothing
+LEAST_CHANNELS = 2  # kernels pad channels to a block: of so few, records of many say nothing
 MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
 VECTOR_BYTES = 16  # the triton backend's loads: rows of other sizes are loaded element by element, by other tiles
 
