@@ -46,6 +46,8 @@ def grid(device_type: str, quick: bool) -> list[Case]:
         own = [case for workload in WORKLOADS.values() for case in workload.cases(headline_only=True)]
     sizes = sizes or list(product(channels, (8, 13, 32)))
     cases = [*_products(sizes, batches, iterations), *_dilated(batches, iterations), *own]
+    if device_type == "cpu" and not quick:
+        cases += _small()
     limit = (QUICK_STEP_SECONDS if quick else STEP_SECONDS)[device_type]
     rate = ESTIMATED_FLOP_PER_SECOND[device_type]
     unique = {_identity(case): case for case in cases if 3 * case.conv_flop * case.convolutions / rate <= limit}
@@ -64,6 +66,12 @@ def _dilated(batches: Iterable[int], iterations: Iterable[int]) -> Iterator[Case
     for (channels, size), batch, count in product(((32, 13), (64, 28), (128, 32)), batches, iterations):
         for kind in ("conv", "residual"):
             yield Case("grid", kind, batch, channels, size, size, count, dilation=2)
+
+
+def _small() -> Iterator[Case]:
+    """Maps so small that the calls themselves take the time: how many convolutions repay that is another question."""
+    for channels, size, batch, count in product((4, 8, 16, 32, 64), (4, 8), (1, 8), (2, 3, 8)):
+        yield Case("grid", "conv", batch, channels, size, size, count)
 
 
 def _identity(case: Case) -> tuple[Any, ...]:
