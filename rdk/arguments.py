@@ -93,7 +93,7 @@ def prepare(
     needs_grad = torch.is_grad_enabled() and (
         any(tensor.requires_grad for tensor in (x, *weights, *biases))
         or (inject is not None and inject.requires_grad)
-        or any(parameter.requires_grad for norm in norm_modules for parameter in norm.parameters())
+        or any(parameter.requires_grad for norm in norm_modules for parameter in norms.parameters_of(norm))
     )
     specs = tuple(
         [StageSpec(checks.integer(s.dilation), s.relu, checks.integer(s.skip), s.norm is not None) for s in stages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,14 +46,22 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
     return norm.training or norm.running_mean is None
 
 
+def parameters_of(norm: nn.Module) -> Iterable[Tensor]:
+    """All parameters; those of a plain BatchNorm without a walk through modules that it does not have."""
+    if type(norm) in PLAIN_TYPES:
+        return [parameter for parameter in norm._parameters.values() if parameter is not None]
+    return norm.parameters()
+
+
 def gather(norms: Sequence[nn.Module], state: Tensor) -> NormTensors:
     """The tensors of norms that `why_not_fused` lets pass; affine parameters are float32 (float64 for a float64 state)."""
     if not norms:
         return NO_NORM
     training = uses_batch_statistics(norms[0])
     dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
-    weights: list[Tensor] = [norm.weight.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]
-    biases: list[Tensor] = [norm.bias.to(dtype) for norm in norms]  # type: ignore[union-attr, operator, misc]
+    weights: list[Tensor] = [norm.weight for norm in norms]  # type: ignore[misc]
+    biases: list[Tensor] = [norm.bias for norm in norms]  # type: ignore[misc]
+    weights, biases = ([_in_dtype(tensor, dtype) for tensor in part] for part in (weights, biases))
     eps = [float(norm.eps) for norm in norms]  # type: ignore[arg-type]
     if training:
         return NormTensors(weights, biases, [], [], eps, True)
@@ -69,14 +77,19 @@ def update_running_statistics(norms: Sequence[nn.Module], means: Tensor, varianc
     means, variances: (norms, C), variances biased; values: how many each was taken over.
     """
     unbiased = variances * (values / (values - 1))
-    for row, norm in enumerate(norms):
+    for norm, mean, variance in zip(norms, means.unbind(0), unbiased.unbind(0), strict=True):
         assert isinstance(norm, _BatchNorm)
-        if not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None:
+        running_mean, running_var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if not (norm.training and norm.track_running_stats) or running_mean is None or running_var is None:
             continue
         factor: float | Tensor = 0.0 if norm.momentum is None else norm.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        if batches is not None:
+            batches.add_(1)
             if norm.momentum is None:
-                factor = 1.0 / norm.num_batches_tracked.to(norm.running_mean.dtype)
-        norm.running_mean.lerp_(means[row].to(norm.running_mean.dtype), factor)
-        norm.running_var.lerp_(unbiased[row].to(norm.running_var.dtype), factor)
+                factor = 1.0 / batches.to(running_mean.dtype)
+        running_mean.lerp_(_in_dtype(mean, running_mean.dtype), factor)
+        running_var.lerp_(_in_dtype(variance, running_var.dtype), factor)
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -165,12 +165,14 @@ def masks_of(case: Case) -> list[Tensor]:
     masks: list[Tensor] = []
     for iteration in range(n):
         assert store.states is not None
-        inputs = [case.x if iteration == 0 else store.states[iteration - 1]]
+        inputs = {0: case.x if iteration == 0 else store.states[iteration - 1]}
         for stage in range(count - 1):
             assert store.tapes is not None
             tape = store.tapes[iteration * problem.tape_maps + stage]
-            inputs.append(cpu_norm.finish_stage(case.call, iteration, stage, tape, inputs) if problem.norm else tape)
-        masks += [(result > 0).double() for result in [*inputs[1:], store.states[iteration]]]
+            result = cpu_norm.finish_stage(case.call, iteration, stage, tape, inputs) if problem.norm else tape
+            inputs[stage + 1] = result
+        results = [*[inputs[stage] for stage in range(1, count)], store.states[iteration]]
+        masks += [(result > 0).double() for result in results]
     return masks
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import rdk
 from rdk.backends.base import StageSpec
-from rdk.backends.layout import channels_last, empty_maps
+from rdk.backends.layout import channels_last
 from rdk.testing import assert_close, plain_eager, relative, upstream
 
 pytestmark = needs_cpu_backend
@@ -50,9 +50,14 @@ def test_statistics_survive_a_mean_far_from_zero(shape: tuple[int, ...]) -> None
     exact = torch.var_mean(z.double(), (0, 2, 3), correction=0)
     results = []
     for count in (1, 2):
-        mean, variance = torch.full((2, shape[1]), float("nan"))
+        means, variances = torch.full((2, 3, shape[1]), float("nan"))
+        one, zero = torch.ones(shape[1]), torch.zeros(shape[1])
         with threads(count):
-            torch.ops.rdk.cpu_statistics(z, mean, variance)
+            torch.ops.rdk.cpu_finish(
+                z, means, variances, 1, True, one, zero, 1e-5, None, None, False, torch.empty_like(z)
+            )
+        assert means[::2].isnan().all() and variances[::2].isnan().all()
+        mean, variance = means[1], variances[1]
         assert relative(mean, exact[1]) < 1e-7
         assert relative(variance, exact[0]) < 1e-5
         results.append((mean, variance))
@@ -62,13 +67,16 @@ def test_statistics_survive_a_mean_far_from_zero(shape: tuple[int, ...]) -> None
 def test_finish_applies_everything_in_the_order_of_the_contract() -> None:
     for channels in (5, 16, 40):
         z, inject, skip = (channels_last(torch.randn(2, channels, 6, 5)) for _ in range(3))
-        constants = torch.randn(3, channels)
-        mean, scale, shift = constants.double().reshape(3, 1, channels, 1, 1)
-        out = empty_maps(1, z)[0]
-        torch.ops.rdk.cpu_finish(z, constants, inject, skip, True, out)
-        assert relative(out, torch.relu((z - mean) * scale + shift + inject + skip)) < 1e-6
-        torch.ops.rdk.cpu_finish(z, constants, None, None, False, out)
-        assert relative(out, (z - mean) * scale + shift) < 1e-6
+        mean, weight, bias = torch.randn(3, channels)
+        variance = torch.rand(channels)
+        given = (z, mean[None], variance[None], 0, False, weight, bias, 0.25)
+        out = torch.empty_like(z)
+        row = [t.double().reshape(1, channels, 1, 1) for t in (mean, variance, weight, bias)]
+        normed = (z - row[0]) / (row[1] + 0.25).sqrt() * row[2] + row[3]
+        torch.ops.rdk.cpu_finish(*given, inject, skip, True, out)
+        assert relative(out, torch.relu(normed + inject + skip)) < 1e-6
+        torch.ops.rdk.cpu_finish(*given, None, None, False, out)
+        assert relative(out, normed) < 1e-6
 
 
 @pytest.mark.parametrize("kw", [{}, {"tied": False}, {"recall": True}])

@@ -1,8 +1,9 @@
-// rdk::cpu_statistics and rdk::cpu_finish: BatchNorm's moments and application on channels_last maps; called by
+// rdk::cpu_finish: BatchNorm's moments and application on channels_last maps; called by
 // rdk/backends/cpu_norm.py.
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "bindings.h"
 #include "tables.h"
@@ -39,11 +40,17 @@ struct Moments {
   }
 };
 
+// Row `row` of dense (rows, channels).
+float* row_of(const at::Tensor& rows, int64_t row, int64_t channels, const char* what) {
+  TORCH_CHECK(rows.dim() == 2 && row >= 0 && row < rows.size(0), "rdk: expected ", what, " (rows, ", channels,
+              ") with a row ", row, ", got ", rows.sizes(), ".");
+  expect(rows, {rows.size(0), channels}, what);
+  return rows.data_ptr<float>() + row * channels;
+}
+
 // Mean and biased variance over all but the channels; images are merged in order, so threads change nothing.
-void cpu_statistics(const at::Tensor& z, const at::Tensor& mean, const at::Tensor& variance) {
-  const int64_t images = dense(z).size(0), channels = z.size(1), pixels = z.size(2) * z.size(3);
-  expect(mean, {channels}, "means");
-  expect(variance, {channels}, "variances");
+void measure_moments(const at::Tensor& z, float* mean, float* variance) {
+  const int64_t images = z.size(0), channels = z.size(1), pixels = z.size(2) * z.size(3);
   TORCH_CHECK(z.numel() > 0, "rdk: expected a map that is not empty, got ", z.sizes(), ".");
   std::vector<Moments> moments(images, Moments(channels));
   const float* data = z.data_ptr<float>();
@@ -60,28 +67,44 @@ void cpu_statistics(const at::Tensor& z, const at::Tensor& mean, const at::Tenso
   for (int64_t image = 1; image < images; ++image)
     moments[0].merge(moments[image].count, moments[image].mean.data(), moments[image].squares.data());
   for (int64_t c = 0; c < channels; ++c) {
-    mean.data_ptr<float>()[c] = static_cast<float>(moments[0].mean[c]);
-    variance.data_ptr<float>()[c] = static_cast<float>(moments[0].squares[c] / moments[0].count);
+    mean[c] = static_cast<float>(moments[0].mean[c]);
+    variance[c] = static_cast<float>(moments[0].squares[c] / moments[0].count);
   }
 }
 
-// out = act((z - mean) * scale + shift + inject + skip); constants: (3, C) of means, scales and shifts. out may be z.
-void cpu_finish(const at::Tensor& z, const at::Tensor& constants, const std::optional<at::Tensor>& inject,
+// A norm's weight over the deviation, as rdk/backends/cpu_runs.py: norm_constants has it.
+std::vector<float> scales(const at::Tensor& weight, const float* variance, double eps) {
+  std::vector<float> result(weight.numel());
+  const float* data = weight.data_ptr<float>();
+  for (size_t c = 0; c < result.size(); ++c)
+    result[c] = static_cast<float>(data[c] / std::sqrt(static_cast<double>(variance[c]) + eps));
+  return result;
+}
+
+// out = act((z - mean) * scale + bias + inject + skip), scale = weight / sqrt(variance + eps), mean and variance from
+// row `row` of (rows, C); with `measure` they are z's own and written there first. out may be z.
+void cpu_finish(const at::Tensor& z, const at::Tensor& means, const at::Tensor& variances, int64_t row, bool measure,
+                const at::Tensor& weight, const at::Tensor& bias, double eps, const std::optional<at::Tensor>& inject,
                 const std::optional<at::Tensor>& skip, bool relu, const at::Tensor& out) {
   const int64_t images = dense(z).size(0), channels = z.size(1), pixels = z.size(2) * z.size(3);
-  const at::Tensor rows = constants.contiguous();
-  expect(rows, {3, channels}, "means, scales and shifts");
-  const float* row = rows.data_ptr<float>();
+  float* const mean = row_of(means, row, channels, "means");
+  float* const variance = row_of(variances, row, channels, "variances");
+  const at::Tensor factors = weight.contiguous(), shifts = bias.contiguous();
+  expect(factors, {channels}, "a norm's weight");
+  expect(shifts, {channels}, "a norm's bias");
   const float* injected = inject ? dense_like(*inject, z).data_ptr<float>() : nullptr;
   const float* skipped = skip ? dense_like(*skip, z).data_ptr<float>() : nullptr;
   const float* source = z.data_ptr<float>();
   float* target = dense_like(out, z).data_ptr<float>();
+  if (measure) measure_moments(z, mean, variance);
+  const std::vector<float> scale = scales(factors, variance, eps);
+  const float* shift = shifts.data_ptr<float>();
   const int64_t pieces = std::max<int64_t>(1, pixels / kMomentPixels);
   run_parallel(parallel, static_cast<int>(images * pieces), [&](int task) {
     const int64_t first = task / pieces * pixels + task % pieces * pixels / pieces;
     const int64_t last = task / pieces * pixels + (task % pieces + 1) * pixels / pieces;
     const int64_t at = first * channels;
-    kernels().finish_pixels({source + at, row, row + channels, row + 2 * channels, injected ? injected + at : nullptr,
+    kernels().finish_pixels({source + at, mean, scale.data(), shift, injected ? injected + at : nullptr,
                              skipped ? skipped + at : nullptr, target + at, last - first,
                              static_cast<int32_t>(channels), relu});
   });
@@ -92,7 +115,8 @@ void cpu_finish(const at::Tensor& z, const at::Tensor& constants, const std::opt
 
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
-  m.def("cpu_statistics(Tensor z, Tensor(a!) mean, Tensor(b!) variance) -> ()", &cpu_statistics);
-  m.def("cpu_finish(Tensor z, Tensor constants, Tensor? inject, Tensor? skip, bool relu, Tensor(a!) out) -> ()",
-        &cpu_finish);
+  m.def(
+      "cpu_finish(Tensor z, Tensor(a!) means, Tensor(b!) variances, int row, bool measure, Tensor weight, Tensor bias, "
+      "float eps, Tensor? inject, Tensor? skip, bool relu, Tensor(c!) out) -> ()",
+      &cpu_finish);
 }

@@ -6,7 +6,7 @@ are those of cpu_runs, one stage at a time; a stage's sum, taped or not, is a wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpec, Store
 from rdk.backends.cpu_runs import Plan, filters_of, gradients_like, plan_for, plan_of, slices
 from rdk.backends.eager import norm_backward
-from rdk.backends.layout import empty_maps
 
 aten = torch.ops.aten
 
@@ -40,70 +39,74 @@ def workspace_bytes(problem: Problem) -> int:
     return 4 * floats + maps * problem.map_bytes
 
 
-def constants_of(call: Call, iteration: int, stage: int) -> Tensor:
-    """(3, C): mean, scale and shift of z -> (z - mean) * scale + shift."""
-    row = call.index(iteration, stage)
-    deviation = (call.variances[row].double() + call.eps[row]).sqrt()
-    scale = (call.norm_weights[row].double() / deviation).float()
-    return torch.stack([call.means[row], scale, call.norm_biases[row]])
-
-
 def stage_filters(call: Call, iteration: int, transposed: bool) -> Sequence[Tensor]:
     """The transformed filter of every stage of an iteration."""
-    plan = plan_of(call.problem)
-    parts: Sequence[Tensor] = filters_of(call, plan, iteration, iteration + 1, transposed).split(
-        list(plan.filter_floats)
-    )
+    plan, key = plan_of(call.problem), ("stage filters", transposed)
+    if call.problem.tied and key in call.prepared:
+        kept: Sequence[Tensor] = call.prepared[key]
+        return kept
+    made = filters_of(call, plan, iteration, iteration + 1, transposed)
+    parts: Sequence[Tensor] = made.split(list(plan.filter_floats))
+    if call.problem.tied:
+        call.prepared[key] = parts
     return parts
 
 
 def finish_stage(
-    call: Call, iteration: int, stage: int, z: Tensor, inputs: Sequence[Tensor], out: Tensor | None = None
+    call: Call,
+    iteration: int,
+    stage: int,
+    z: Tensor,
+    inputs: Mapping[int, Tensor],
+    out: Tensor | None = None,
+    measure: bool = False,
 ) -> Tensor:
-    """From a stage's convolution to its result: norm, inject, skip, ReLU. inputs: those of the stages so far."""
-    spec = call.problem.stages[stage]
-    result = empty_maps(1, z)[0] if out is None else out
+    """From a stage's convolution to its result: norm, inject, skip, ReLU. inputs: those of the stages that a skip asks for.
+    measure: the batch's statistics are z's own, and written."""
+    spec, row = call.problem.stages[stage], call.index(iteration, stage)
+    result = torch.empty_like(z) if out is None else out
     inject = call.inject_inside() if stage == 0 else None
     skip = None if spec.skip is None else inputs[spec.skip]
-    torch.ops.rdk.cpu_finish(z, constants_of(call, iteration, stage), inject, skip, spec.relu, result)
+    torch.ops.rdk.cpu_finish(
+        z, call.means, call.variances, row, measure, call.norm_weights[row], call.norm_biases[row], call.eps[row],
+        inject, skip, spec.relu, result,
+    )  # fmt: skip
     return result
 
 
 def forward(call: Call, state: Tensor, first: int, last: int, store: Store, tape_only: bool = False) -> Tensor:
     """Backend.forward; with tape_only the last stage's result is left out."""
-    problem = call.problem
-    count = len(problem.stages)
+    stages = call.problem.stages
+    count = len(stages)
+    plans = [stage_plan(call.problem, stage) for stage in range(count)]
+    last_use = {spec.skip: stage for stage, spec in enumerate(stages) if spec.skip is not None}
     for iteration in range(first, last):
         filters = stage_filters(call, iteration, transposed=False)
         tapes = store.tapes_of(iteration, count)
-        inputs: list[Tensor] = []
+        inputs: dict[int, Tensor] = {}  # a map goes when no later skip adds it
         for stage in range(count):
-            inputs.append(state)
-            z = empty_maps(1, state)[0] if tapes is None else tapes[stage]
-            _convolve(call, iteration, stage, state, filters[stage], z)
-            if store.record_statistics:
-                row = call.index(iteration, stage)
-                torch.ops.rdk.cpu_statistics(z, call.means[row], call.variances[row])
+            if stage in last_use:
+                inputs[stage] = state
+            z = torch.empty_like(state) if tapes is None else tapes[stage]
+            _convolve(call, plans[stage], iteration, stage, state, filters[stage], z)
             at_end = stage + 1 == count
             if tape_only and at_end:
                 return z
             out = z if tapes is None else None
             if at_end and (kept := store.state_after(iteration)) is not None:
                 out = kept
-            state = finish_stage(call, iteration, stage, z, inputs, out)
-            for earlier in range(stage + 1):
-                if not any(spec.skip == earlier for spec in problem.stages[stage + 1 :]):
-                    inputs[earlier] = state  # no longer needed: its map can go
+            state = finish_stage(call, iteration, stage, z, inputs, out, store.record_statistics)
+            skip = stages[stage].skip
+            if skip is not None and last_use[skip] == stage:
+                del inputs[skip]
     return state
 
 
-def _convolve(call: Call, iteration: int, stage: int, state: Tensor, filters: Tensor, z: Tensor) -> None:
-    problem = call.problem
-    plan = stage_plan(problem, stage)
+def _convolve(call: Call, plan: Plan, iteration: int, stage: int, state: Tensor, filters: Tensor, z: Tensor) -> None:
     bias = [call.biases[call.parameter_index(iteration, stage)]] if call.biases else []
-    for images in slices(problem, plan, 1):
+    for images in slices(call.problem, plan, 1):
         torch.ops.rdk.cpu_forward(
-            state, None, filters, bias, None, plan.stages, problem.precision, 1, 1,
+            state, None, filters, bias, None, plan.stages, call.problem.precision, 1, 1,
             z, None, [-1], None, [-1], *images, plan.workers,
         )  # fmt: skip
 
@@ -138,7 +141,7 @@ class NormGradients:
             elif states is not None:
                 entering = states[at - 1]
             else:
-                entering = finish_stage(self.call, iteration - 1, count - 1, tapes[at * count - 1], [])
+                entering = finish_stage(self.call, iteration - 1, count - 1, tapes[at * count - 1], {})
             state_grad = state_grads[iteration - 1] if state_grads is not None and iteration > 0 else None
             grad = self._reverse_iteration(iteration, entering, tape, grad, state_grad)
             if not self.problem.tied:
@@ -150,9 +153,9 @@ class NormGradients:
     ) -> Tensor:
         stages = self.problem.stages
         filters = stage_filters(self.call, iteration, transposed=True)
-        inputs = [entering]
+        inputs = {0: entering}
         for stage in range(len(stages) - 1):
-            inputs.append(finish_stage(self.call, iteration, stage, tape[stage], inputs))
+            inputs[stage + 1] = finish_stage(self.call, iteration, stage, tape[stage], inputs)
         addends: dict[int, Tensor] = {} if state_grad is None else {0: state_grad}
         for stage in range(len(stages) - 1, -1, -1):
             skip = stages[stage].skip
@@ -161,7 +164,8 @@ class NormGradients:
             if stage == 0 and self.needs.inject:
                 self._add("inject", 0, grad)
             grad = self._reverse_norm(iteration, stage, tape[stage], grad)
-            grad = self._reverse_stage(iteration, stage, inputs.pop(), filters[stage], grad, addends.pop(stage, None))
+            addend = addends.pop(stage, None)
+            grad = self._reverse_stage(iteration, stage, inputs.pop(stage), filters[stage], grad, addend)
         return grad
 
     def _reverse_norm(self, iteration: int, stage: int, z: Tensor, grad: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class NormGradients:
         wants_input = iteration > 0 or stage > 0 or self.needs.state
         masked = problem.stages[stage - 1].relu and (iteration > 0 or stage > 0)
         plan = stage_plan(problem, stage, masked)
-        out = empty_maps(1, entering)[0] if wants_input else None
+        out = torch.empty_like(entering) if wants_input else None
         if index not in self.stage_sums:
             floats = plan.gradient_floats if self.needs.weights[index] else 0
             self.stage_sums[index] = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats, 1, problem.channels)

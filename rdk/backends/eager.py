@@ -15,6 +15,8 @@ from rdk.backends.base import Call, Gradients, Needs, ParameterGradients, Proble
 from rdk.backends.layout import empty_maps
 
 aten = torch.ops.aten
+# values of a state below which autograd takes longer over a ReLU in place than a second map does
+SMALL_STATE = 1 << 16
 
 
 def plain(
@@ -31,7 +33,7 @@ def plain(
     """The definition of right: the loop that a user would write, differentiated by autograd any number of times.
 
     Lists are as in Call; `norms` are called as they are, one per iteration and stage. Returns the last state, or all.
-    `in_place`: a ReLU writes into the convolution's result, which needs no second map and, but for the smallest, less time.
+    `in_place`: a ReLU writes into the convolution's result, which needs no second map and, but for small states, less time.
     """
     state, states, count = x, [], len(stages)
     tied = len(weights) == count
@@ -165,12 +167,25 @@ def finish_stage(call: Call, iteration: int, number: int, z: Tensor, entered: di
 
 def norm_backward(call: Call, needs: Needs, row: int, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of a norm's input, weight and bias, from the statistics in force in its forward; `row` of the call's lists."""
-    mean, variance = call.means[row], call.variances[row]
+    mean, variance, inverse = (rows[row] for rows in _statistics_of_rows(call))
     grads = aten.native_batch_norm_backward(
-        grad, z, call.norm_weights[row], mean, variance, mean, (variance + call.eps[row]).rsqrt(),
+        grad, z, call.norm_weights[row], mean, variance, mean, inverse,
         call.problem.norm_training, call.eps[row], [True, needs.norm_weights[row], needs.norm_biases[row]],
     )  # fmt: skip
     return cast("tuple[Tensor, Tensor, Tensor]", grads)
+
+
+def _statistics_of_rows(call: Call) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Means, variances and inverse deviations of every row; for a backward, when all are known."""
+    if "statistics of rows" not in call.prepared:
+        if len(set(call.eps)) == 1:
+            spread = call.variances + call.eps[0]
+        else:
+            spread = torch.stack([variance + eps for variance, eps in zip(call.variances, call.eps, strict=True)])
+        parts = (call.means, call.variances, spread.rsqrt())
+        call.prepared["statistics of rows"] = tuple(part.unbind(0) for part in parts)
+    rows: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]] = call.prepared["statistics of rows"]
+    return rows
 
 
 class EagerGradients:
