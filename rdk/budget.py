@@ -9,7 +9,7 @@ import torch
 
 from rdk import checkpoint, dispatch
 from rdk.backends.base import Backend, Problem, StageSpec
-from rdk.backends.layout import dense, is_channels_last
+from rdk.backends.layout import has_channels_innermost
 from rdk.checkpoint import Schedule
 from rdk.dispatch import Decision
 
@@ -78,13 +78,6 @@ def _scheduled(problem: Problem, backend: str, kind: str, amount: int) -> Settle
     return Settled(problem, backend, dispatch.get(backend), schedule, kind, amount)
 
 
-class Ordinary(NamedTuple):
-    """What is decided for an ordinary call: tied stages without norms on a state on the CPU, that nothing is asked of beside."""
-
-    settled: Settled
-    dense: bool  # whether a state of these strides is in one of the two layouts
-
-
 @lru_cache(maxsize=4096)
 def settle_ordinary(
     shape: tuple[int, ...],
@@ -97,10 +90,12 @@ def settle_ordinary(
     precision: str,
     threads: int,
     request: str,
-) -> Ordinary:
-    """As settle, by what such a call is known by: making its problem and finding what was decided upon it takes longer than
-    many a small map's convolutions. Raises BackendError where a named backend refuses."""
-    like = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+) -> Settled:
+    """As settle, for an ordinary call (tied stages without norms on a state on the CPU, nothing asked beside), by what it is known
+    by: making its problem and finding what was decided upon it takes longer than many a small map's convolutions.
+
+    Raises BackendError where a named backend refuses.
+    """
     problem = Problem(
         kind="conv" if len(shape) == 4 else "linear",
         stages=stages,
@@ -117,12 +112,15 @@ def settle_ordinary(
         precision=precision,
         threads=threads,
     )
-    layout = "channels_last" if is_channels_last(like) else "contiguous"
+    layout = "channels_last" if has_channels_innermost(shape, strides) else "contiguous"
     chosen = choose(problem, request, "none", 0, layout).backend
-    return Ordinary(_scheduled(problem, chosen, "none", 0), dense(like) is like)
+    return _scheduled(problem, chosen, "none", 0)
+
+
+_memories = (dispatch.choose, settle, settle_ordinary)
 
 
 def forget() -> None:
     """Decides upon every problem anew from here on: for who changes what decisions are made of."""
-    for memory in (dispatch.choose, settle, settle_ordinary):
+    for memory in _memories:
         memory.cache_clear()

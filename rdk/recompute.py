@@ -94,8 +94,9 @@ class _Reversal:
         self.gradients: Gradients = backend.gradients(call, needs)
         self.x, self.out = x, out
         count = kept_states(self.problem, schedule)
-        self.kept_states = kept if self.problem.tape_maps == 0 else None if kept is None else kept[:count]
-        self.kept_tapes = None if kept is None or self.problem.tape_maps == 0 else kept[count:]
+        self.kept_states, self.kept_tapes = kept, None
+        if kept is not None and self.problem.tape_maps:
+            self.kept_states, self.kept_tapes = kept[:count], kept[count:]
         positions = kept_positions(self.problem.iterations, schedule)[:count]
         self.slot_of = {position: slot for slot, position in enumerate(positions)}
         self.state_grads: Tensor | None = None

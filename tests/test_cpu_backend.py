@@ -408,20 +408,25 @@ def test_operators_say_what_came_instead() -> None:
         forward(maps, [torch.ones(4).double()], [-1])
     with pytest.raises(RuntimeError, match=r"1 states and 1 tapes, got 0 and 1\."):
         forward(maps, [], [])
-    dense, rows = maps.to(memory_format=torch.channels_last), torch.ones(3, 4)
-    with pytest.raises(RuntimeError, match=r"means as dense float32 \[4\] on the CPU, got Float \[3\] on cpu\."):
-        ops.cpu_statistics(dense, torch.ones(3), torch.ones(4))
+    dense, rows, row = maps.to(memory_format=torch.channels_last), torch.ones(3, 4), torch.ones(4)
+
+    def finish(z: Any = dense, means: Any = rows, number: int = 0, weight: Any = row, maps: Any = (None, None)) -> None:
+        ops.cpu_finish(z, means, rows, number, True, weight, row, 1e-5, *maps, True, torch.empty_like(dense))
+
+    with pytest.raises(RuntimeError, match=r"means as dense float32 \[3, 4\] on the CPU, got Float \[3, 3\]"):
+        finish(means=torch.ones(3, 3))
+    with pytest.raises(RuntimeError, match=r"means \(rows, 4\) with a row 3, got \[3, 4\]\."):
+        finish(number=3)
+    with pytest.raises(RuntimeError, match=r"a norm's weight as dense float32 \[4\] on the CPU, got Float \[5\]"):
+        finish(weight=torch.ones(5))
+    empty = dense[:0]
     with pytest.raises(RuntimeError, match=r"a map that is not empty, got \[0, 4, 8, 8\]\."):
-        ops.cpu_statistics(dense[:0], torch.ones(4), torch.ones(4))
-    with pytest.raises(RuntimeError, match=r"shifts as dense float32 \[3, 4\] on the CPU, got Float \[2, 4\] on cpu\."):
-        ops.cpu_finish(dense, rows[:2], None, None, True, dense.clone())
-    for maps_given in (
-        (dense[:, :, 1:], None, dense.clone()),
-        (None, dense[:, :, 1:], dense.clone()),
-        (None, None, dense[:, :, 1:]),
-    ):
+        ops.cpu_finish(empty, rows, rows, 0, True, row, row, 1e-5, None, None, True, empty)
+    with pytest.raises(RuntimeError, match=r"expected a map of \[1, 4, 7, 8\], got \[1, 4, 8, 8\]\."):
+        finish(z=dense[:, :, 1:].contiguous(memory_format=torch.channels_last))
+    for other in ((dense[:, :, 1:], None), (None, dense[:, :, 1:])):
         with pytest.raises(RuntimeError, match=r"expected a map of \[1, 4, 8, 8\], got \[1, 4, 7, 8\]\."):
-            ops.cpu_finish(dense, rows, *maps_given[:2], True, maps_given[2])
+            finish(maps=other)
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

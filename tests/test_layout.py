@@ -29,14 +29,18 @@ VIEWS: list[Callable[[Tensor], Tensor]] = [
 FORMS = [torch.contiguous_format, torch.channels_last]
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=needs_cpu_backend)])
 @pytest.mark.parametrize("form", FORMS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("view", range(len(VIEWS)))
-def test_layout_is_that_of_conv2d(view: int, form: Any) -> None:
+def test_layout_is_that_of_conv2d(view: int, form: Any, backend: str) -> None:
     for shape in itertools.product((1, 2), (2, 6), (2, 4), (2, 4)):
         x = VIEWS[view](torch.randn(shape).to(memory_format=form))
         expected = torch.relu(nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1)(x))
-        module = rdk.RecurrentConv(x.shape[1], 2, backend="eager", checkpoint=0)
-        for out in (module(x), module(x, inject=x)):
+        module = rdk.RecurrentConv(x.shape[1], 2, backend=backend, checkpoint=0)
+        outputs = [module(x), module(x, inject=x)]
+        if backend != "eager":  # which is PyTorch's own loop without a schedule
+            outputs.append(rdk.RecurrentConv(x.shape[1], 2, backend=backend)(x))
+        for out in outputs:
             assert out.stride() == expected.stride(), (x.shape, x.stride())
 
 

@@ -8,9 +8,11 @@
 namespace rdk::binding {
 namespace {
 
-// In the memory format that PyTorch's own convolutions have for this state.
+// In the memory format that PyTorch's own convolutions have for this state (rdk/backends/layout.py: is_channels_last).
 at::Tensor empty_as(const at::Tensor& state) {
-  return at::empty(state.sizes(), state.options().memory_format(state.suggest_memory_format()));
+  const bool ambiguous = state.size(1) == 1 || (state.size(2) == 1 && state.size(3) == 1);
+  const at::MemoryFormat format = ambiguous ? at::MemoryFormat::Contiguous : state.suggest_memory_format();
+  return at::empty(state.sizes(), state.options().memory_format(format));
 }
 
 std::vector<at::Tensor> room(const std::vector<at::Tensor>& parameters, at::IntArrayRef wanted) {
@@ -42,11 +44,14 @@ std::vector<at::Tensor> cpu_whole_backward(
     const std::optional<at::Tensor>& tapes, const std::optional<at::Tensor>& state_grads,
     const std::optional<at::Tensor>& inject_sum, const std::vector<at::Tensor>& weights,
     const std::vector<at::Tensor>& biases, at::IntArrayRef stages, c10::string_view precision, int64_t iterations,
-    bool wants_state, at::IntArrayRef wants_weight, at::IntArrayRef wants_bias, int64_t copies, int64_t gradient_floats,
-    int64_t workers) {
+    bool wants_state, at::IntArrayRef wants_weight, at::IntArrayRef wants_bias, int64_t copies, int64_t workers) {
+  const std::vector<at::Tensor> of_weights = room(weights, wants_weight), of_biases = room(biases, wants_bias);
+  bool any = false;
+  for (int64_t wanted : wants_weight) any = any || wanted;
   const at::Tensor filters = cpu_filters(weights, state.sizes(), stages, precision, true);
   const auto [weight_sums, bias_sums] =
-      cpu_zero_sums(copies, gradient_floats, static_cast<int64_t>(weights.size()), state.size(1));
+      cpu_zero_sums(copies, any ? plan_of(state.sizes(), stages, precision).gradient_floats : 0,
+                    static_cast<int64_t>(weights.size()), state.size(1));
   std::optional<at::Tensor> grad_state;
   if (wants_state) grad_state = empty_as(state);
   // a call without biases wants none of their gradients
@@ -54,7 +59,6 @@ std::vector<at::Tensor> cpu_whole_backward(
   cpu_backward(grad, grad_state, state, states, tapes, state_grads, inject_sum, filters, stages, precision, iterations,
                true, wants_weight, biases.empty() ? at::IntArrayRef(no_bias) : wants_bias, weight_sums, bias_sums, 0,
                state.size(0), workers);
-  const std::vector<at::Tensor> of_weights = room(weights, wants_weight), of_biases = room(biases, wants_bias);
   cpu_parameter_gradients(weight_sums, bias_sums, of_weights, of_biases, state.sizes(), stages, precision);
   std::vector<at::Tensor> gradients{wants_state ? *grad_state : at::empty({0}, state.options())};
   gradients.insert(gradients.end(), of_weights.begin(), of_weights.end());
@@ -75,7 +79,7 @@ TORCH_LIBRARY_FRAGMENT(rdk, m) {
   m.def(
       "cpu_whole_backward(Tensor grad, Tensor state, Tensor? states, Tensor? tapes, Tensor? state_grads, "
       "Tensor(a!)? inject_sum, Tensor[] weights, Tensor[] biases, int[] stages, str precision, int iterations, "
-      "bool wants_state, int[] wants_weight, int[] wants_bias, int copies, int gradient_floats, int workers) "
+      "bool wants_state, int[] wants_weight, int[] wants_bias, int copies, int workers) "
       "-> Tensor[]",
       &cpu_whole_backward);
 }

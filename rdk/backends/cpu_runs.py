@@ -296,14 +296,11 @@ class RunGradients:
         found, *rest = torch.ops.rdk.cpu_whole_backward(
             grad, state, states, tapes, state_grads, self.inject_sum, call.weights, call.biases, plan.stages,
             problem.precision, problem.iterations, needs.state, needs.weights, needs.biases, plan.sum_copies,
-            self._floats_of_sums(), plan.workers,
+            plan.workers,
         )  # fmt: skip
         count = len(self.weights)
         self._take(0, rest[:count], rest[count:])
         return found if needs.state else grad.new_zeros(()).expand(grad.shape)
-
-    def _floats_of_sums(self) -> int:
-        return self.plan.gradient_floats if any(self.needs.weights) else 0
 
     def _run(
         self,
@@ -327,8 +324,8 @@ class RunGradients:
             room = empty_outside(state.shape, like=state)
         out = room if wants_input else None
         if self.sums is None:
-            count, floats = len(problem.stages), self._floats_of_sums()
-            self.sums = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats, count, problem.channels)
+            floats = plan.gradient_floats if any(self.needs.weights) else 0
+            self.sums = torch.ops.rdk.cpu_zero_sums(plan.sum_copies, floats, len(problem.stages), problem.channels)
         if state_grads is not None:
             state_grads = state_grads[max(first - 1, 0) : last - 1]
         filters = filters_of(self.call, plan, first, last, transposed=True)

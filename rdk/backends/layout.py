@@ -31,14 +31,18 @@ def aligned(maps: Tensor) -> Tensor:
 
 
 def is_channels_last(state: Tensor) -> bool:
-    """Whether the output of nn.Conv2d and a ReLU for this input has channels innermost: the input's strides ascend in the order
-    C, W, H, N, be it dense or a slice. A layout that is both counts as contiguous.
+    """Whether the output of nn.Conv2d and a ReLU for this input has channels innermost."""
+    return has_channels_innermost(state.shape, state.stride())
+
+
+def has_channels_innermost(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """As is_channels_last, of a tensor of these sizes and strides: strides ascend in the order C, W, H, N, be it dense or a slice.
+    A layout that is both counts as contiguous.
 
     Source: is_channels_last_strides_2d of c10/core/MemoryFormat.h.
     """
-    if state.dim() != 4:
+    if len(sizes) != 4:
         return False
-    sizes, strides = state.shape, state.stride()
     if sizes[1] == 1 or (sizes[2] == 1 and sizes[3] == 1) or strides[1] == 0:
         return False
     step = strides[1] * sizes[1]
