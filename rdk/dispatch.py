@@ -17,10 +17,10 @@ from rdk.backends.base import Backend, Problem
 PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 NAMES = ("eager", "cpu", "triton", "cuda")
 PRECISIONS = ("fast", "accurate", "exact")
-# multiply-adds below which a call on the CPU runs as plain PyTorch: deciding alone would take as long; and those of one convolution
-# alone, which repays no transform of its weight by a second use
-TINY_PRODUCTS = 1 << 20
-TINY_SINGLE_PRODUCTS = 1 << 23
+# multiply-adds below which a call on the CPU runs as plain PyTorch, for deciding alone would take as long as it could save: of
+# linear layers, which no backend there runs, and of one convolution of one image, which repays no transform of its weight
+TINY_LINEAR_PRODUCTS = 1 << 20
+TINY_SINGLE_PRODUCTS = 1 << 20
 
 
 class Decision(NamedTuple):

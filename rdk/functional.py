@@ -18,8 +18,7 @@ from rdk.backends.layout import dense, is_channels_last
 
 __all__ = ["Stage", "recurrent"]
 
-
-REQUIRES_GRAD = attrgetter("requires_grad")
+_requires_grad = attrgetter("requires_grad")
 
 
 class Route(NamedTuple):
@@ -78,10 +77,11 @@ def recurrent(
         sound = arguments.sound(x, stages, iterations, start)
         if sound is not None:
             found, products = sound
+            weights, biases, specs = found
             request = dispatch.requested(backend)
-            if request == "auto" and _is_tiny(products * iterations, iterations * len(found.stages)):
-                # autograd takes longer over an operation in place than so small a map saves
-                return _plain_ordinary(x, found, iterations, in_place=not torch.is_grad_enabled())
+            if request == "auto" and _is_tiny(x, products * iterations, iterations * len(specs)):
+                in_place = not torch.is_grad_enabled() or x.numel() >= eager.SMALL_STATE
+                return eager.plain(x, None, weights, biases, (), specs, iterations, False, in_place)
             if products * iterations > 0 and not arguments.needs_own_operators():
                 return _ordinary(x, found, iterations, request)
             call = arguments.prepare_sound(x, found, iterations)
@@ -118,7 +118,8 @@ def decide(call: Prepared, backend: str, owner: str) -> Route:
         return Route(request, request == "eager" and call.checkpoint == "none", {})
     if request == "auto" and call.checkpoint == "none" and call.x.is_cpu:
         convolutions = call.iterations * len(call.stages)
-        if _is_tiny(call.x.numel() * (call.weights[0].numel() // call.x.shape[1]) * convolutions, convolutions):
+        products = call.x.numel() * (call.weights[0].numel() // call.x.shape[1]) * convolutions
+        if _is_tiny(call.x, products, convolutions):
             return _plain_route("the call is too small to gain from it")
     layout = "channels_last" if is_channels_last(call.x) else "contiguous"
     problem = problem_of(call)
@@ -130,9 +131,11 @@ def _plain_route(reason: str) -> Route:
     return Route("eager", True, {name: reason for name in dispatch.NAMES if name != "eager"})
 
 
-def _is_tiny(products: int, convolutions: int) -> bool:
-    """Whether deciding and entering the operator would cost more on a CPU than it could save, by a call's multiply-adds."""
-    return 0 < products < (dispatch.TINY_SINGLE_PRODUCTS if convolutions == 1 else dispatch.TINY_PRODUCTS)
+def _is_tiny(x: Tensor, products: int, convolutions: int) -> bool:
+    """Whether deciding would cost more on a CPU than it could save, by a call's multiply-adds and how many layers they are of."""
+    if x.dim() == 2:
+        return 0 < products < dispatch.TINY_LINEAR_PRODUCTS
+    return convolutions == 1 and x.shape[0] == 1 and 0 < products < dispatch.TINY_SINGLE_PRODUCTS
 
 
 def problem_of(call: Prepared) -> Problem:
@@ -210,9 +213,9 @@ def _ordinary(x: Tensor, found: Arranged, iterations: int, request: str) -> Tens
     """A call that arguments.sound lets pass, of any size: what `decide` and `_operator` would make of it, by what was settled
     for the last one like it."""
     weights, biases, stages = found
-    needs_grad = torch.is_grad_enabled() and any(map(REQUIRES_GRAD, (x, *weights, *biases)))
+    needs_grad = torch.is_grad_enabled() and any(map(_requires_grad, (x, *weights, *biases)))
     precision = dispatch.cpu_precision()
-    settled, as_it_is = budget.settle_ordinary(
+    settled = budget.settle_ordinary(
         x.shape,
         x.stride(),
         x.dtype,
@@ -225,14 +228,9 @@ def _ordinary(x: Tensor, found: Arranged, iterations: int, request: str) -> Tens
         request,
     )
     if settled.backend == "eager":
-        return _plain_ordinary(x, found, iterations, in_place=True)
-    state = x if as_it_is else dense(x)
-    if autograd.unheard((state,)):
-        return autograd.past_dispatcher(settled, state, None, weights, biases, norms.NO_NORM)[0]
+        in_place = not torch.is_grad_enabled() or x.numel() >= eager.SMALL_STATE
+        return eager.plain(x, None, weights, biases, (), stages, iterations, False, in_place)
+    if autograd.unheard((x,)):
+        return autograd.past_dispatcher(settled, x, None, weights, biases, norms.NO_NORM)[0]
     settings = ops.settings_of(settled, [])
-    return autograd.recurrent_fwd(state, None, weights, biases, [], [], *settings, [], [], needs_grad)[0]
-
-
-def _plain_ordinary(x: Tensor, found: Arranged, iterations: int, in_place: bool) -> Tensor:
-    weights, biases, stages = found
-    return eager.plain(x, None, weights, biases, (), stages, iterations, False, in_place)
+    return autograd.recurrent_fwd(dense(x), None, weights, biases, [], [], *settings, [], [], needs_grad)[0]
