@@ -15,8 +15,6 @@ from rdk.backends.base import Call, Needs, ParameterGradients, Problem, StageSpe
 from rdk.backends.cpu_runs import Plan, filters_of, gradients_like, plan_for, plan_of, slices
 from rdk.backends.eager import norm_backward
 
-aten = torch.ops.aten
-
 
 def stage_plan(problem: Problem, stage: int, mask: bool = False) -> Plan:
     """The plan of one stage alone, whose backward may add a skip's gradient; `mask`: its input is a ReLU's output."""
