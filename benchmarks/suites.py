@@ -144,7 +144,7 @@ def plan_shapes(device_type: str, precisions: Sequence[str], quick: bool) -> lis
     tasks = []
     for precision, case in itertools.product(precisions, (*CPU_SHAPES, *MAZE_SHAPES, *TINY_SHAPES)):
         for pass_name, compiled in (("forward", "compile frozen"), ("training", "compile")):
-            # a tiny call is plain PyTorch, with the layouts that eager has
+            # a tiny call may be plain PyTorch, with the layouts that eager has
             layouts = ("rdk auto channels_last",) if case in TINY_SHAPES else ()
             names = (*contenders.EAGER, compiled, *ours, *layouts)
             tasks.append(Task("shapes", precision, case, pass_name, names, "quick" if quick else "full"))
