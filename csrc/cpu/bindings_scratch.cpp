@@ -1,6 +1,6 @@
-// rdk::cpu_scratch and cpu_keep_scratch: what calls work in (filters, sums, buffers), kept from one call to the next so
-// that the system need not clear its pages every time; called by rdk/backends/cpu.py, cpu_runs.py, cpu_norm.py and, by
-// way of bindings.h, bindings_filters.cpp.
+// rdk::cpu_maps and cpu_keep_scratch: what calls work in (filters, sums, buffers, kept states), kept from one call to
+// the next so that the system need not clear its pages every time; called by rdk/backends/cpu.py and cpu_runs.py and,
+// by way of bindings.h, the other bindings.
 #include <torch/library.h>
 
 #include <deque>
@@ -117,7 +117,6 @@ int64_t cpu_keep_scratch(int64_t bytes) {
 
 TORCH_LIBRARY_FRAGMENT(rdk, m) {
   using namespace rdk::binding;
-  m.def("cpu_scratch(int floats) -> Tensor", &scratch);
   m.def("cpu_maps(Tensor like, int count) -> Tensor", &cpu_maps);
   m.def("cpu_keep_scratch(int bytes) -> int", &cpu_keep_scratch);
 }

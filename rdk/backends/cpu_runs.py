@@ -1,4 +1,4 @@
-"""Runs of iterations on the cpu backend: plans, workspaces, and slices of the batch; called by cpu and cpu_norm."""
+"""Runs of iterations on the cpu backend: plans, whole calls, parts of iterations, slices of the batch; called by cpu, cpu_norm."""
 
 from __future__ import annotations
 
