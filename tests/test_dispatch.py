@@ -127,6 +127,24 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "nobody has measured it" in str(measured.slower_than_eager("cpu", p))
 
 
+@pytest.mark.parametrize(
+    "nearer,farther",
+    [
+        ({"channels": 8}, {"iterations": 5}),  # half a doubling, and log2 of 5/3
+        ({"channels": 16}, {"batch": 5}),
+        ({"batch": 1}, {"batch": 4}),  # fewer pixels were measured than are asked, and more
+        ({"batch": 1}, {"batch": 3, "iterations": 4}),
+    ],
+)
+def test_how_far_records_are(nearer: dict[str, Any], farther: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(rdk.RecurrentConv(4, 3), X)
+    for speedup in (0.8, 2.0):
+        near, far = table(speedup, **nearer), table(1.0 if speedup < 1 else 0.9, **farther)
+        near["records"] += far["records"]
+        monkeypatch.setattr(measured, "tables", lambda found=near: [found])
+        assert (measured.slower_than_eager("cpu", p) is None) == (speedup > 1)
+
+
 @pytest.mark.parametrize("shape", [(200_000, 4, 5, 5), (1, 4, 2_000, 2_000), (2, 4, 5, 5)])
 def test_more_work_than_was_measured_is_known(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "tables", lambda: [table(2.0)])

@@ -16,9 +16,9 @@ benchmarks/environment.py.
 
 The nearest record decides.
   - Equal must be pass, dtype, precision, norm and dilation; a linear record speaks for linear problems only.
-  - Distance is the sum of absolute differences of log2 of channels, of pixels in the whole batch, of pixels in a map (a quarter
-    of it), of iterations and of stages, in which residual networks differ from single convolutions. Iterations and pixels beyond
-    the most measured count as the most.
+  - Distance is the sum of absolute differences of log2 of channels (half of it), of pixels in the whole batch (half as much again
+    where the record has more), of pixels in a map (a quarter of it), of iterations and of stages, in which residual networks differ
+    from single convolutions. Iterations and pixels beyond the most measured count as the most.
   - Of several equally near the geometric mean counts. A backend that nobody measured within `MAX_DISTANCE` is not preferred, nor
     is one for fewer channels than a `LEAST_CHANNELS`-th of the least measured: kernels pad them, eager does not.
   - A table speaks for its device alone: a CPU without one for its instruction set runs eager. Of several of a device those of
@@ -44,6 +44,8 @@ FORMAT = 1
 MAX_DISTANCE = 6.0  # six doublings in all
 LEAST_CHANNELS = 2  # kernels pad channels to a block: of so few, records of many say nothing
 MAP_WEIGHT = 0.25  # a transformed filter serves the whole batch; a map's own size matters by its tiles and border only
+CHANNEL_WEIGHT = 0.5  # a record that is answered by the others of its table is answered better so, or as well
+FEWER_PIXELS = 1.5  # a problem of fewer pixels than a record's repays less of the transform
 VECTOR_BYTES = 16  # the triton backend's loads: rows of other sizes are loaded element by element, by other tiles
 
 Record = dict[str, Any]
@@ -145,7 +147,7 @@ def _amounts(record: Record) -> tuple[int, int, int]:
 def _distance(record: Record, asked: Sequence[int]) -> float:
     """asked: as _amounts, then channels and stages."""
     found = (*_amounts(record), record["channels"], record["stages"])
-    weights = (1.0, 1.0, MAP_WEIGHT, 1.0, 1.0)
+    weights = (1.0, FEWER_PIXELS if found[1] > asked[1] else 1.0, MAP_WEIGHT, CHANNEL_WEIGHT, 1.0)
     return sum(weight * _doublings(*pair) for weight, *pair in zip(weights, found, asked, strict=True))
 
 
