@@ -133,7 +133,7 @@ def test_the_nearest_measurement_decides(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"channels": 8}, {"iterations": 5}),  # half a doubling, and log2 of 5/3
         ({"channels": 16}, {"batch": 5}),
         ({"batch": 1}, {"batch": 4}),  # fewer pixels were measured than are asked, and more
-        ({"batch": 1}, {"batch": 3, "iterations": 4}),
+        ({"iterations": 5}, {"batch": 3}),
     ],
 )
 def test_how_far_records_are(nearer: dict[str, Any], farther: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
