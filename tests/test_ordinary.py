@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_cases import needs_cpu_backend
+from cpu_cases import needs_cpu_backend, threads
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -55,16 +55,6 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         rdk.set_cpu_precision(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_every_call_is_settled_as_its_own_settings_say(settled: list[budget.Settled]) -> None:
